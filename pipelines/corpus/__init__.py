@@ -1,0 +1,1 @@
+"""Documents from changing sources, kept in step with a vector index."""

@@ -1,0 +1,63 @@
+"""Where state lives: the only module that reads environment variables."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class Environment(BaseSettings):
+    """Freshet's variables, each described in ``.env.example``; an argument wins over the variable of its alias."""
+
+    model_config = SettingsConfigDict(frozen=True, populate_by_name=True, extra="ignore", env_ignore_empty=True)
+
+    home: Path = Field(default=REPOSITORY / ".freshet", alias="FRESHET_HOME")
+    """Folder of every embedded store."""
+    data: Path | None = Field(default=None, alias="FRESHET_DATA")
+    """Where relative paths in a use case start: ``<data>/<use case>/``; unset, the use case's own folder."""
+    automation: bool = Field(default=False, alias="FRESHET_AUTOMATION")
+    """Whether schedules and sensors start switched on."""
+    database_url: SecretStr | None = Field(default=None, alias="DATABASE_URL")
+    """SQLAlchemy URL of the catalog; unset, SQLite in ``home``."""
+    qdrant_url: str | None = Field(default=None, alias="QDRANT_URL")
+    """Qdrant server; unset, the embedded engine in ``home``."""
+    qdrant_api_key: SecretStr | None = Field(default=None, alias="QDRANT_API_KEY")
+    """Key of the Qdrant server."""
+    model_registry_url: str | None = Field(default=None, alias="MODEL_REGISTRY_URL")
+    """Folder of published models; unset, ``<home>/registry``."""
+
+    @field_validator("home", "data")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @property
+    def catalog_url(self) -> str:
+        """SQLAlchemy URL of the catalog."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.home / 'catalog.db'}"
+
+    @property
+    def index_folder(self) -> Path:
+        """Embedded collections, one folder each."""
+        return self.home / "index"
+
+    @property
+    def registry_url(self) -> str:
+        """Where published models live."""
+        return self.model_registry_url or str(self.home / "registry")
+
+    def artifacts_folder(self, use_case: str, kind: str) -> Path:
+        """Where artifacts of one kind (``training_set``, ``lora_adapter``, …) of a use case live."""
+        return self.home / "artifacts" / use_case / kind
+
+
+def available_cores() -> int:
+    """Cores that this process may use; every process of ours sets its thread count from it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,1 @@
+"""Candidate, champion and base on the same held-out rows, and the gate between them."""

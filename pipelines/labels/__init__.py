@@ -1,0 +1,1 @@
+"""Labelled examples: taken in, checked, split and frozen into training sets."""

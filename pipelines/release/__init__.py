@@ -1,0 +1,1 @@
+"""From adapter to a published GGUF model, and back again."""

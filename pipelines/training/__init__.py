@@ -1,0 +1,1 @@
+"""LoRA adapters, trained in a process of their own."""

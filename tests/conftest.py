@@ -1,0 +1,43 @@
+"""Every test has stores of its own, and no network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # parallel test processes that each take all cores crawl
+
+SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def freshet_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A FRESHET_HOME of the test's own; nothing of the caller's environment leaks in."""
+    for name in ("DATABASE_URL", "QDRANT_URL", "QDRANT_API_KEY", "MODEL_REGISTRY_URL", "FRESHET_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "freshet"
+    monkeypatch.setenv("FRESHET_HOME", str(home))
+    return home
+
+
+@pytest.fixture
+def catalog(freshet_home: Path) -> sa.Engine:
+    """An empty SQLite catalog."""
+    from pipelines.catalog import open_catalog
+
+    engine = open_catalog(f"sqlite:///{freshet_home / 'catalog.db'}")
+    yield engine
+    engine.dispose()
+
+
+def shared_data(name: str) -> Path:
+    """A folder of third-party data, or a skip with the reason."""
+    folder = SHARED_DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"third-party data {name} is not at {SHARED_DATA}")
+    return folder
