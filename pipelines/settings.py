@@ -2,10 +2,47 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 
 class Settings(BaseModel):
     """Frozen, described, and strict about unknown fields, so that a typing error is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The schema that `dg check yaml` uses, where optional fields too say what is wrong with a value."""
+        schema = handler(core_schema)
+        for field in handler.resolve_ref_schema(schema).get("properties", {}).values():
+            match field.get("anyOf"):
+                case [meant, {"type": "null"} as null]:
+                    del field["anyOf"]
+                    field.update({"if": null, "then": {}, "else": meant})
+        return schema
+
+
+class ByType:
+    """Gives a union discriminated by ``type`` a schema whose errors name the field.
+
+    A plain ``oneOf`` only says that the value fits none of the alternatives; ``if``/``then`` checks the one meant.
+    """
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The union's schema, rewritten."""
+        schema = handler(core_schema)
+        kinds: dict[str, str] = schema["discriminator"]["mapping"]
+        return {
+            "type": "object",
+            "required": ["type"],
+            "properties": {"type": {"enum": sorted(kinds)}},
+            "allOf": [
+                {
+                    "if": {"properties": {"type": {"const": kind}}, "required": ["type"]},
+                    "then": {"$ref": reference},
+                }
+                for kind, reference in sorted(kinds.items())
+            ],
+        }

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipelines.settings import Settings
+from pipelines.settings import ByType, Settings
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 """Lower-case letters, digits and underscores: it becomes part of asset keys, job names and folder names."""
@@ -56,7 +56,7 @@ class TableSource(SourceSettings):
     updated_at: str | None = Field(default=None, description="Column with the row's ISO update time, if there is one.")
 
 
-Source = Annotated[FolderSource | TableSource, Field(discriminator="type")]
+Source = Annotated[FolderSource | TableSource, Field(discriminator="type"), ByType()]
 
 
 class RetrievalSettings(Settings):
