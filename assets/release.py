@@ -1,0 +1,147 @@
+"""Assets of the release: the verdict, the GGUF files, and the published model.
+
+Verdicts are stored and read again by whatever acts on them, so that they hold in a run of their own as well: a blocking
+check stops only what follows in the same run. A refused candidate is an ordinary outcome: the report says why, the
+exporting asset is skipped, and what depends on it with it.
+Concept: https://docs.dagster.io/guides/build/assets
+"""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from assets.failures import permanent_failures
+from assets.metadata import picture, table
+from pipelines import artifacts
+from pipelines.declaration import Declaration
+from pipelines.evaluation.suite import evaluate, report_of
+from pipelines.release.export import export
+from pipelines.release.registry import champion, publish
+from pipelines.stores import Stores
+
+COMPUTE_POOL = "compute"
+"""Heavy on the CPU: two at once slow each other down."""
+
+
+def evaluation_report_asset(declaration: Declaration) -> dg.AssetsDefinition:
+    """Candidate, champion and base on the same held-out rows; the gate's verdict."""
+    use_case = declaration.name
+
+    @dg.asset(
+        key=[use_case, "evaluation_report"],
+        group_name=use_case,
+        owners=[declaration.owner] if declaration.owner else None,
+        deps=[dg.AssetKey([use_case, "lora_adapter"])],
+        kinds={"pytorch"},
+        description="Candidate, champion and base on the same held-out rows, and the gate's verdict.",
+        pool=COMPUTE_POOL,
+        check_specs=[
+            dg.AssetCheckSpec(
+                "gate",
+                asset=[use_case, "evaluation_report"],
+                description="The candidate is better than the champion. A refusal leaves the champion where it is.",
+            )
+        ],
+    )
+    def evaluation_report(
+        context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]
+    ) -> dg.MaterializeResult[None]:
+        with permanent_failures():
+            served = champion(stores.environment.registry_url, use_case)
+            report = evaluate(
+                artifacts.latest(stores.catalog, use_case, "lora_adapter"),
+                artifacts.latest(stores.catalog, use_case, "training_set"),
+                use_case=use_case,
+                champion=None if served is None else artifacts.load(served.path / "adapter"),
+                settings=declaration.evaluation,
+                folder=stores.environment.artifacts_folder(use_case, "evaluation_report"),
+                progress=context.log.info,
+            )
+            artifacts.record(stores.catalog, use_case, "evaluation_report", report)
+        return dg.MaterializeResult(metadata={}, check_results=[])
+
+    return evaluation_report
+
+
+def gguf_model_asset(declaration: Declaration) -> dg.AssetsDefinition:
+    """Merged, converted, quantised, parity-checked."""
+    use_case = declaration.name
+
+    @dg.asset(
+        key=[use_case, "gguf_model"],
+        group_name=use_case,
+        owners=[declaration.owner] if declaration.owner else None,
+        deps=[dg.AssetKey([use_case, "evaluation_report"])],
+        kinds={"gguf"},
+        description="The adapter merged into its base, converted to GGUF, quantised and compared with the original. "
+        "Skipped when the gate refused the candidate.",
+        pool=COMPUTE_POOL,
+        output_required=False,
+    )
+    def gguf_model(
+        context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        with permanent_failures():
+            report = artifacts.latest(stores.catalog, use_case, "evaluation_report")
+            verdict = report.manifest["verdict"]
+            if not verdict["passed"]:
+                context.log.warning(f"Not exported: the gate refused the candidate. {' '.join(verdict['reasons'])}")
+                return
+            gguf = export(
+                artifacts.latest(stores.catalog, use_case, "lora_adapter"),
+                artifacts.latest(stores.catalog, use_case, "training_set"),
+                settings=declaration.release,
+                folder=stores.environment.artifacts_folder(use_case, "gguf_model"),
+                progress=context.log.info,
+            )
+            artifacts.record(stores.catalog, use_case, "gguf_model", gguf)
+        yield dg.MaterializeResult(metadata={})
+
+    return gguf_model
+
+
+def parity_check(declaration: Declaration) -> dg.AssetChecksDefinition:
+    """The exported files predict what the model predicted before export."""
+    use_case = declaration.name
+
+    @dg.asset_check(
+        asset=[use_case, "gguf_model"],
+        name="parity",
+        blocking=True,
+        description="Token ids are equal, and each quantisation predicts what the merged model predicts.",
+    )
+    def parity(stores: dg.ResourceParam[Stores]) -> dg.AssetCheckResult:
+        with permanent_failures():
+            verdict = artifacts.latest(stores.catalog, use_case, "gguf_model").manifest["parity"]
+        return dg.AssetCheckResult(passed=verdict["passed"], description=" ".join(verdict["reasons"]) or None)
+
+    return parity
+
+
+def published_model_asset(declaration: Declaration) -> dg.AssetsDefinition:
+    """The version that is served, and the pointer to it."""
+    use_case = declaration.name
+
+    @dg.asset(
+        key=[use_case, "published_model"],
+        group_name=use_case,
+        owners=[declaration.owner] if declaration.owner else None,
+        deps=[dg.AssetKey([use_case, "gguf_model"])],
+        kinds={"gguf"},
+        description="The version that is served. Publishing needs a passed verdict for exactly these files.",
+    )
+    def published_model(
+        context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]
+    ) -> dg.MaterializeResult[None]:
+        with permanent_failures():
+            version = publish(
+                artifacts.latest(stores.catalog, use_case, "gguf_model"),
+                artifacts.latest(stores.catalog, use_case, "lora_adapter"),
+                artifacts.latest(stores.catalog, use_case, "evaluation_report"),
+                use_case=use_case,
+                registry_url=stores.environment.registry_url,
+            )
+        context.log.info(f"{use_case} serves {version.version}")
+        return dg.MaterializeResult(metadata={})
+
+    return published_model

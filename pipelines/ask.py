@@ -1,0 +1,138 @@
+"""The query surface: ``python -m pipelines.ask <use case> "question"``, and the calls behind it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from pipelines.corpus.search import Hit, search
+from pipelines.declaration import declared, load_declaration
+from pipelines.environment import Environment
+from pipelines.errors import ConfigError, FreshetError, NotBuiltError
+from pipelines.stores import Stores
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """What a published model says about a text."""
+
+    labels: list[str]
+    """The labels it assigns: exactly one unless the use case is multi-label."""
+    scores: dict[str, float]
+    """Probability of each category, not measured for calibration."""
+    version: str
+    """Published version that answered."""
+    file: str
+    """GGUF file that answered."""
+
+
+def ask(use_case: str, question: str, *, top_k: int | None = None, environment: Environment | None = None) -> list[Hit]:
+    """The chunks of the served index that answer ``question`` best, best first.
+
+    Raises:
+        ConfigError: no such use case, an empty question, or a ``top_k`` out of range.
+        NotBuiltError: the index is not built yet.
+    """
+    declaration = load_declaration(use_case)
+    if not declaration.sources:
+        raise ConfigError(f"use case {use_case!r} declares no sources, so there is nothing to search")
+    stores = Stores(environment or Environment())
+    try:
+        return search(
+            question,
+            use_case=use_case,
+            retrieval=declaration.retrieval,
+            catalog=stores.catalog,
+            index=stores.index,
+            top_k=top_k,
+        )
+    finally:
+        stores.close()
+
+
+def classify(use_case: str, text: str, *, environment: Environment | None = None) -> Classification:
+    """What the published model of ``use_case`` says about ``text``, through its GGUF file.
+
+    Raises:
+        ConfigError: no such use case, one without fine-tuning, or an empty text.
+        NotBuiltError: no model is published yet.
+    """
+    declaration = load_declaration(use_case)
+    if declaration.fine_tune is None:
+        raise ConfigError(f"use case {use_case!r} declares no fine_tune, so it has no model to classify with")
+    if not text.strip():
+        raise ConfigError(f"text {text!r} is empty: give the text to classify")
+    from pipelines.release.classifier import GgufClassifier
+    from pipelines.release.registry import champion
+
+    version = champion((environment or Environment()).registry_url, use_case)
+    if version is None:
+        raise NotBuiltError(f"{use_case} has no published model yet: run the job {use_case}_retrain first")
+    classifier = GgufClassifier(version.gguf(declaration.release.serve))
+    probabilities = classifier.probabilities([text])[0]
+    return Classification(
+        labels=classifier.predict([text])[0],
+        scores={name: float(value) for name, value in zip(classifier.categories, probabilities, strict=True)},
+        version=version.version,
+        file=classifier.path.name,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when answered, 2 when it cannot be."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.ask", description="Ask a use case's served index, or its published model."
+    )
+    parser.add_argument("use_case", help=f"one of: {', '.join(declared())}")
+    parser.add_argument("question", nargs="?", help="what to look up in the index")
+    parser.add_argument("--classify", metavar="TEXT", help="classify TEXT with the published model instead")
+    parser.add_argument("--top-k", type=int, metavar="N", help="how many chunks to return (1 to 100)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(arguments)
+    if (given.question is None) == (given.classify is None):
+        parser.error("give either a question or --classify TEXT")
+    try:
+        if given.classify is not None:
+            answer: dict[str, Any] = asdict(classify(given.use_case, given.classify))
+            lines = [f"{', '.join(answer['labels']) or '(no label)'}   [{answer['version']}, {answer['file']}]"]
+            lines += [f"  {score:.3f}  {name}" for name, score in _ranked(answer["scores"])]
+        else:
+            hits = ask(given.use_case, given.question, top_k=given.top_k)
+            answer = {
+                "use_case": given.use_case,
+                "question": given.question,
+                "hits": [asdict(hit) for hit in hits],
+            }
+            lines = [line for number, hit in enumerate(hits, 1) for line in _shown(number, hit)]
+    except FreshetError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201 a command line speaks by printing
+        return 2
+    text = json.dumps(answer, ensure_ascii=False, indent=2, default=_isoformat) if given.json else "\n".join(lines)
+    print(text or "Nothing is indexed yet: the sources are empty.")  # noqa: T201 likewise
+    return 0
+
+
+def _ranked(scores: dict[str, float]) -> list[tuple[str, float]]:
+    return sorted(scores.items(), key=lambda item: -item[1])
+
+
+def _shown(number: int, hit: Hit) -> list[str]:
+    updated = "unknown" if hit.updated_at is None else f"{hit.updated_at:%Y-%m-%d %H:%M}"
+    body = "\n".join(f"   {line}" for line in hit.text.splitlines() if line.strip())
+    dates = f"updated {updated}, indexed {hit.indexed_at:%Y-%m-%d %H:%M:%S} UTC"
+    return [f"{number}. {hit.title}   score {hit.score:.3f}", f"   {hit.uri}   version {hit.version[:16]}   {dates}", body, ""]
+
+
+def _isoformat(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""The no-code surface: a use case's YAML becomes assets, checks, jobs, schedules and a sensor.
+
+This module only assembles. Fields are declared in ``pipelines.declaration``, which the query surface reads too.
+Concept: https://docs.dagster.io/guides/build/components
+"""
+
+from typing import Any
+
+import dagster as dg
+from pydantic import BaseModel
+
+from assets.adapter import lora_adapter_asset
+from assets.corpus import document_index_asset, source_asset
+from assets.labels import labelled_examples_asset, training_set_asset
+from assets.release import evaluation_report_asset, gguf_model_asset, parity_check, published_model_asset
+from pipelines.declaration import Declaration
+from pipelines.environment import Environment
+from pipelines.jobs import labels_job, refresh_job, retrain_job, rollback_job
+from pipelines.schedules import labels_schedule, source_schedules
+from sensors.retraining import retraining_sensor
+
+
+class UseCase(Declaration, dg.Component, dg.Resolvable):
+    """One use case: documents kept in sync for retrieval, labelled examples kept in sync with a fine-tuned model."""
+
+    @classmethod
+    def model(cls) -> type[BaseModel]:
+        """The schema of the YAML; nested settings are plain pydantic models, declared once."""
+        return Declaration
+
+    @classmethod
+    def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> "UseCase":
+        """Fill in ``{{ env.NAME }}`` at every depth, then validate again."""
+        return cls.model_validate(context.resolve_value(model.model_dump(exclude_unset=True)))
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """Everything that Dagster shows of this use case."""
+        if context.path.name != self.name:
+            raise dg.DagsterInvalidDefinitionError(
+                f"use case {self.name!r} lives in the folder {context.path.name!r}; give both the same name, "
+                "so that one is found from the other"
+            )
+        running = Environment().automation
+        assets: list[Any] = []
+        jobs: list[Any] = []
+        schedules: list[dg.ScheduleDefinition] = []
+        sensors: list[dg.SensorDefinition] = []
+        checks: list[Any] = []
+        if self.sources:
+            refresh = refresh_job(self)
+            assets += [source_asset(self, source, context.path) for source in self.sources]
+            assets.append(document_index_asset(self))
+            jobs.append(refresh)
+            schedules += source_schedules(self, refresh, running=running)
+        if self.labels is not None:
+            labels = labels_job(self)
+            assets.append(labelled_examples_asset(self, self.labels, context.path))
+            jobs.append(labels)
+            schedules += labels_schedule(self, labels, running=running)
+        if self.labels is not None and self.fine_tune is not None:
+            retrain = retrain_job(self)
+            assets += [
+                training_set_asset(self, self.labels),
+                lora_adapter_asset(self, self.fine_tune),
+                evaluation_report_asset(self),
+                gguf_model_asset(self),
+                published_model_asset(self),
+            ]
+            checks.append(parity_check(self))
+            jobs += [retrain, rollback_job(self)]
+            sensors.append(retraining_sensor(self, self.labels, retrain, running=running))
+        return dg.Definitions(assets=assets, asset_checks=checks, jobs=jobs, schedules=schedules, sensors=sensors)
