@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,9 @@ class Expectation(Settings):
 
     expectation: str = Field(min_length=1, description="Snake-case name, e.g. expect_column_values_to_not_match_regex.")
     arguments: dict[str, Any] = Field(
-        default={}, description="Its keyword arguments; columns are text, label, group, origin, author, characters."
+        default={},
+        description="Its keyword arguments. Columns are text, label (several joined by '; '), group (null where the "
+        "row names none), origin, author, characters.",
     )
 
 
@@ -23,7 +25,8 @@ class LabelSettings(Settings):
 
     url: str = Field(
         min_length=1,
-        description="Folder or file of labelled examples: relative to the use case's folder, absolute, or fsspec URL.",
+        description="Folder or file of labelled examples: relative to the use case's folder, absolute, or fsspec URL. "
+        "A row taken out of a file, or corrected, is withdrawn; taking a whole file away withdraws nothing.",
     )
     glob: tuple[str, ...] = Field(
         default=("*.jsonl", "*.csv"), min_length=1, description="Which files of the folder hold examples."
@@ -41,6 +44,9 @@ class LabelSettings(Settings):
     )
     split_column: str = Field(
         default="split", description="Column with a given split (train, validation, test), where there is one."
+    )
+    file_splits: dict[str, Literal["train", "validation", "test"]] = Field(
+        default={}, description="Files whose rows all have a given split: glob of the file name to the split."
     )
     minimum_characters: int = Field(default=8, ge=1, description="Shorter texts are quarantined.")
     maximum_characters: int = Field(default=4000, ge=1, description="Longer texts are quarantined.")

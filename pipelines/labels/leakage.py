@@ -1,0 +1,104 @@
+"""Does evaluation see what training saw? Groups in two splits, and copies or near-copies across them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from pipelines.artifacts import Artifact
+from pipelines.labels.examples import SPLITS, Example, Split, normalised
+from pipelines.labels.snapshot import rows
+
+SIMILAR = 0.8
+"""Jaccard similarity of word-pair sets from which two texts count as near-copies."""
+
+_CANDIDATE = 0.6  # MinHash only estimates: look up from here, then compare exactly
+
+
+@dataclass(frozen=True, slots=True)
+class LeakedPair:
+    """A training row and the held-out row that it gives away."""
+
+    held_out_split: Split
+    held_out: Example
+    train: Example
+    similarity: float
+    """1.0 for texts equal but for case, whitespace and punctuation."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeakageReport:
+    """What leaks from training into validation or test."""
+
+    groups: dict[str, tuple[Split, ...]]
+    """Groups that are in more than one split."""
+    pairs: tuple[LeakedPair, ...]
+    """Copies and near-copies, most similar first."""
+
+    @property
+    def clean(self) -> bool:
+        """Whether training may go on."""
+        return not self.groups and not self.pairs
+
+    def summary(self, limit: int = 5) -> str:
+        """For people: the numbers, the first pairs, and what to do."""
+        if self.clean:
+            return "no group in two splits, no copy or near-copy of a held-out text in training"
+        pairs = "".join(
+            f"\n- {pair.similarity:.2f} {pair.held_out_split} {pair.held_out.text[:80]!r} ({pair.held_out.group}), "
+            f"train {pair.train.text[:80]!r} ({pair.train.group})"
+            for pair in self.pairs[:limit]
+        )
+        return (
+            f"{len(self.groups)} groups in two splits, {len(self.pairs)} near-copies of held-out texts in training; "
+            f"take one row of each pair out of its file, or give both the same group:{pairs}"
+        )
+
+
+def find_leakage(artifact: Artifact) -> LeakageReport:
+    """Compare test and validation rows with training rows.
+
+    Near-copies are found with MinHash and locality-sensitive hashing over pairs of words (Broder, 1997, "On the
+    resemblance and containment of documents"), then verified by their exact Jaccard similarity.
+    """
+    by_split = {split: rows(artifact, split) for split in SPLITS}
+    places: dict[str, set[Split]] = defaultdict(set)
+    for split, found in by_split.items():
+        for example in found:
+            places[example.group].add(split)
+    groups = {
+        group: tuple(split for split in SPLITS if split in seen)
+        for group, seen in sorted(places.items())
+        if len(seen) > 1
+    }
+    return LeakageReport(groups, tuple(_pairs(by_split)))
+
+
+def _pairs(by_split: dict[Split, list[Example]]) -> list[LeakedPair]:
+    from datasketch import MinHash, MinHashLSH
+
+    train: dict[str, list[Example]] = defaultdict(list)
+    for example in by_split["train"]:
+        train[normalised(example.text)].append(example)
+    texts = list(train)
+    shingled = [_shingles(text) for text in texts]
+    index = MinHashLSH(threshold=_CANDIDATE, num_perm=64)
+    with index.insertion_session() as session:
+        for number, minhash in enumerate(MinHash.generator(shingled, num_perm=64)):
+            session.insert(number, minhash)
+    pairs: list[LeakedPair] = []
+    held_out: tuple[Split, ...] = ("validation", "test")
+    for split in held_out:
+        sets = [_shingles(normalised(example.text)) for example in by_split[split]]
+        for example, own, minhash in zip(by_split[split], sets, MinHash.generator(sets, num_perm=64), strict=True):
+            for number in index.query(minhash):
+                similarity = len(own & shingled[number]) / len(own | shingled[number])
+                if similarity >= SIMILAR:
+                    pairs += [LeakedPair(split, example, other, similarity) for other in train[texts[number]]]
+    return sorted(pairs, key=lambda pair: (-pair.similarity, pair.held_out.id, pair.train.id))
+
+
+def _shingles(text: str) -> frozenset[bytes]:
+    """Pairs of neighbouring words of a normalised text; of a single word, the word."""
+    words = text.split()
+    return frozenset(" ".join(words[i : i + 2]).encode() for i in range(max(1, len(words) - 1)))
