@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from pipelines.fingerprint import fingerprint
@@ -60,6 +62,13 @@ class Example:
     """Sorted, distinct; exactly one unless the use case is multi-label."""
     group: str
     origin: str
+
+
+def read_split(folder: Path, split: Split) -> list[Example]:
+    """The examples of one split of the training set in ``folder``, sorted by id."""
+    with (folder / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as file:
+        found = [json.loads(line) for line in file]
+    return [Example(row["id"], row["text"], tuple(row["labels"]), row["group"], row["origin"]) for row in found]
 
 
 def normalised(text: str) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.artifacts import Artifact
-from pipelines.labels.examples import SPLITS, Example, Split, normalised
-from pipelines.labels.snapshot import rows
+from pipelines.labels.examples import SPLITS, Example, Split, normalised, read_split
 
 SIMILAR = 0.8
 """Jaccard similarity of word-pair sets from which two texts count as near-copies."""
@@ -51,30 +51,35 @@ class LeakageReport:
         )
         return (
             f"{len(self.groups)} groups in two splits, {len(self.pairs)} near-copies of held-out texts in training; "
-            f"take one row of each pair out of its file, or give both the same group:{pairs}"
+            f"take one row of each pair out of its file, give both the same group, or set "
+            f"labels.near_copies: leave_out:{pairs}"
         )
 
 
 def find_leakage(artifact: Artifact) -> LeakageReport:
-    """Compare test and validation rows with training rows.
+    """Compare test and validation rows of a training set with its training rows: what is found blocks training."""
+    by_split = {split: read_split(artifact.path, split) for split in SPLITS}
+    return LeakageReport(_shared_groups(by_split), tuple(leaked_pairs(by_split)))
 
-    Near-copies are found with MinHash and locality-sensitive hashing over pairs of words (Broder, 1997, "On the
-    resemblance and containment of documents"), then verified by their exact Jaccard similarity.
-    """
-    by_split = {split: rows(artifact, split) for split in SPLITS}
+
+def _shared_groups(by_split: Mapping[Split, Sequence[Example]]) -> dict[str, tuple[Split, ...]]:
     places: dict[str, set[Split]] = defaultdict(set)
     for split, found in by_split.items():
         for example in found:
             places[example.group].add(split)
-    groups = {
+    return {
         group: tuple(split for split in SPLITS if split in seen)
         for group, seen in sorted(places.items())
         if len(seen) > 1
     }
-    return LeakageReport(groups, tuple(_pairs(by_split)))
 
 
-def _pairs(by_split: dict[Split, list[Example]]) -> list[LeakedPair]:
+def leaked_pairs(by_split: Mapping[Split, Sequence[Example]]) -> list[LeakedPair]:
+    """Copies and near-copies of held-out texts in training, most similar first.
+
+    Near-copies are found with MinHash and locality-sensitive hashing over pairs of words (Broder, 1997, "On the
+    resemblance and containment of documents"), then verified by their exact Jaccard similarity.
+    """
     from datasketch import MinHash, MinHashLSH
 
     train: dict[str, list[Example]] = defaultdict(list)

@@ -64,6 +64,10 @@ class LabelSettings(Settings):
         default=3, ge=1, description="How often a failed retraining is tried again before somebody has to look."
     )
     validation_share: float = Field(default=0.1, ge=0, lt=0.5, description="Share of groups for validation.")
+    near_copies: Literal["block", "leave_out"] = Field(
+        default="block",
+        description="What training texts nearly equal to held-out ones do: block the training, or be left out of it.",
+    )
     schedule: str | None = Field(default="30 * * * *", description="Cron expression for reading new examples.")
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from pipelines.artifacts import Artifact
 from pipelines.catalog import examples, now
 from pipelines.errors import ArtifactError, ExamplesError
 from pipelines.fingerprint import fingerprint
-from pipelines.labels.examples import SPLITS, Example, Split
+from pipelines.labels.examples import SPLITS, Example, Split, read_split
 from pipelines.labels.intake import ACCEPTED
+from pipelines.labels.leakage import leaked_pairs
 from pipelines.labels.settings import LabelSettings
 
 SCHEMA = 1
@@ -40,9 +41,9 @@ def freeze_training_set(
     folder: Path,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Artifact:
-    """Freeze every accepted example, old and new, in ``folder/<fingerprint>/``, and make it the latest training set.
+    """Freeze every accepted example, old and new, in ``folder/<fingerprint>/``: the latest training set.
 
-    The folder has ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl`` (lines ``{"id", "text", "labels", "group",
+    With ``near_copies: leave_out``, training examples nearly equal to held-out ones stay out. The folder has ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl`` (lines ``{"id", "text", "labels", "group",
     "origin"}`` sorted by id) and ``manifest.json``. The same examples give the same fingerprint, and then nothing is
     written again.
 
@@ -50,34 +51,41 @@ def freeze_training_set(
         ExamplesError: nothing to train on, nothing to evaluate on, or fewer than two categories to tell apart.
     """
     by_split = _accepted(catalog, use_case)
+    left_out: list[str] = []
+    if settings.near_copies == "leave_out":
+        left_out = sorted({pair.train.id for pair in leaked_pairs(by_split)})
+        by_split["train"] = [example for example in by_split["train"] if example.id not in set(left_out)]
+        progress(f"{len(left_out)} training examples left out: near-copies of held-out ones")
     counts = {split: Counter(label for example in rows for label in example.labels) for split, rows in by_split.items()}
     categories = sorted(settings.categories or {label for count in counts.values() for label in count})
     _check(use_case, by_split, counts)
     not_in_train = [category for category in categories if not counts["train"][category]]
     if not_in_train:
         progress(f"no training example of {', '.join(not_in_train)}: the model cannot learn it from this set")
-    print_of = fingerprint(
+    identity = fingerprint(
         SCHEMA,
         categories,
         settings.multi_label,
+        left_out,
         {split: [example.id for example in rows] for split, rows in by_split.items()},
     )
-    path = folder / print_of
+    path = folder / identity
     try:
         artifact = artifacts.load(path)
-        progress(f"unchanged: {print_of[:12]}")
+        progress(f"unchanged: {identity[:12]}")
     except ArtifactError:
         with artifacts.writing(path) as scratch:
             for split, rows_of_split in by_split.items():
                 with (scratch / f"{split}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
                     file.writelines(_line(example) for example in rows_of_split)
             manifest = {
-                "fingerprint": print_of,
+                "fingerprint": identity,
                 "kind": "training_set",
                 "schema": SCHEMA,
                 "use_case": use_case,
                 "categories": categories,
                 "not_in_train": not_in_train,
+                "left_out": left_out,
                 "multi_label": settings.multi_label,
                 "rows": {split: len(rows_of_split) for split, rows_of_split in by_split.items()},
                 "by_category": {split: dict(sorted(count.items())) for split, count in counts.items()},
@@ -85,20 +93,20 @@ def freeze_training_set(
             }
             artifacts.seal(scratch, manifest)
         artifact = artifacts.load(path)
-        progress(f"frozen: {print_of[:12]}, " + ", ".join(f"{len(by_split[split])} {split}" for split in SPLITS))
+        progress(f"frozen: {identity[:12]}, " + ", ".join(f"{len(by_split[split])} {split}" for split in SPLITS))
     artifacts.record(catalog, use_case, "training_set", artifact)
     return artifact
 
 
 def rows(artifact: Artifact, split: Split) -> list[Example]:
     """The examples of one split, sorted by id."""
-    return list(_rows(artifact, split))
+    return read_split(artifact.path, split)
 
 
 def diff(old: Artifact, new: Artifact) -> TrainingSetDifference:
     """What ``new`` adds to ``old`` and what it no longer has, by example id."""
-    before = {example.id: example for split in SPLITS for example in _rows(old, split)}
-    after = {example.id: example for split in SPLITS for example in _rows(new, split)}
+    before = {example.id: example for split in SPLITS for example in read_split(old.path, split)}
+    after = {example.id: example for split in SPLITS for example in read_split(new.path, split)}
     added = [after[key] for key in after.keys() - before.keys()]
     removed = [before[key] for key in before.keys() - after.keys()]
     return TrainingSetDifference(len(added), len(removed), _by_category(added), _by_category(removed))
@@ -143,13 +151,6 @@ def _line(example: Example) -> str:
         "origin": example.origin,
     }
     return json.dumps(record, ensure_ascii=False) + "\n"
-
-
-def _rows(artifact: Artifact, split: Split) -> Iterator[Example]:
-    with (artifact.path / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as file:
-        for line in file:
-            row = json.loads(line)
-            yield Example(row["id"], row["text"], tuple(row["labels"]), row["group"], row["origin"])
 
 
 def _by_category(found: list[Example]) -> dict[str, int]:

@@ -21,6 +21,8 @@ from pipelines.labels.examples import SPLITS
 from pipelines.labels.intake import ACCEPTED
 from pipelines.labels.snapshot import rows
 
+_COUNTED = 100_000  # counting stops here, so that the sensor stays quick however much has piled up
+
 LastRun = Literal["succeeded", "failed", "cancelled"]
 
 
@@ -116,7 +118,8 @@ def untrained(catalog: sa.Engine, use_case: str, *, minimum: int) -> Untrained:
     One query that reads the index ``examples_untrained`` only.
     """
     accepted = (examples.c.use_case == use_case, examples.c.state == ACCEPTED)
-    counted = sa.select(sa.func.count()).where(*accepted, examples.c.trained_at.is_(None)).scalar_subquery()
+    waiting = sa.select(sa.literal(1)).where(*accepted, examples.c.trained_at.is_(None)).limit(_COUNTED).subquery()
+    counted = sa.select(sa.func.count()).select_from(waiting).scalar_subquery()
     trained = (
         sa.select(examples.c.trained_at)
         .where(*accepted, examples.c.trained_at.is_not(None))
@@ -133,9 +136,10 @@ def untrained(catalog: sa.Engine, use_case: str, *, minimum: int) -> Untrained:
 def mark_trained(catalog: sa.Engine, use_case: str, training_set: Artifact) -> int:
     """Note that a successful training used ``training_set``; returns how many examples that is new for.
 
-    A second call finds nothing to do. Test and validation rows count as used: they are what the model was judged by.
+    A second call finds nothing to do. Held-out and left-out rows count as used too: waiting longer changes nothing.
     """
-    ids = iter([example.id for split in SPLITS for example in rows(training_set, split)])
+    used = [example.id for split in SPLITS for example in rows(training_set, split)]
+    ids = iter([*used, *training_set.manifest.get("left_out", ())])
     trained_at, marked = now(), 0
     with catalog.begin() as connection:
         for some in _batches(ids, 500):
