@@ -26,7 +26,7 @@ instance: setup ## the embedded Dagster instance
 	cp deploy/dagster-local.yaml $(DAGSTER_HOME)/dagster.yaml
 
 demo: instance ## the whole main job on bundled data: no network, no GPU
-	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python demo.py
 
 dev: instance ## Dagster's web server and daemon on http://127.0.0.1:3000
 	$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000

@@ -1,7 +1,7 @@
 """The whole main job on the bundled data, through Dagster: `make demo`.
 
-It works on a copy of the sample data, runs the jobs as a user would (`dagster job execute`), asks before and after every
-change, and writes what it saw to ``<FRESHET_HOME>/demo/report.json``. State stays in FRESHET_HOME for `make dev`.
+It works on a copy of the sample data, runs the jobs as a user would (`dagster job execute`), asks before and after
+every change, and writes what it saw to ``<FRESHET_HOME>/demo/report.json``. State stays in FRESHET_HOME for `make dev`.
 """
 
 import json
@@ -11,23 +11,29 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from pipelines.release.registry import champion, versions
 
 from pipelines.ask import ask, classify
 from pipelines.declaration import USE_CASES
 from pipelines.environment import REPOSITORY, Environment, available_cores
 from pipelines.fingerprint import write_json_atomically
-from pipelines.release.registry import champion, versions
 
-SPEC, OLD_FACT, NEW_FACT = "", "", ""
-DELETED_SPEC = ""
-NEW_SPEC = ""
-QUESTIONS = {"edited": "", "deleted": "", "added": ""}
-PASSAGE = ""
+SPEC, OLD_FACT, NEW_FACT = "dripwatch-leak-sensor.md", "battery life 34 months", "battery life 41 months"
+DELETED_SPEC = "stormear-lightning.md"
+ADDED_SPEC = "eaveload-roof-snow-sensor.md"
+QUESTIONS = {
+    "edited": "How long do the batteries of the Dripwatch leak sensor last?",
+    "deleted": "From how far away can the Stormear detect lightning?",
+    "added": "Up to what snow load can the roof snow sensor measure?",
+}
+FACTS = {"edited": NEW_FACT, "deleted": "38 km", "added": "640 kg"}
+"""What must be retrieved afterwards (edited, added), or must not (deleted)."""
+PASSAGE = "Twice a year our auditors may walk through the supplier's data centre and read its access logs."
 
 SYNC_FIGURES = ("added", "changed", "deleted", "unchanged", "chunks", "embedded", "points_deleted")
 
@@ -41,7 +47,11 @@ class Demo:
         self.data = self.folder / "data"
         self.started = time.perf_counter()
         self.report: dict[str, Any] = {
-            "machine": {"platform": platform.platform(), "cores": available_cores(), "python": platform.python_version()},
+            "machine": {
+                "platform": platform.platform(),
+                "cores": available_cores(),
+                "python": platform.python_version(),
+            },
             "steps": [],
         }
 
@@ -64,8 +74,8 @@ class Demo:
         held = [path for path in self.environment.home.glob("*") if path.name not in kept]
         if held and not marker.exists():
             raise SystemExit(
-                f"{self.environment.home} holds state that the demo did not make ({held[0].name}); nothing was touched. "
-                "Run it elsewhere: make demo FRESHET_HOME=/tmp/freshet-demo"
+                f"{self.environment.home} holds state that the demo did not make ({held[0].name}); nothing was "
+                "touched. Run it elsewhere: make demo FRESHET_HOME=/tmp/freshet-demo"
             )
         for path in self.environment.home.glob("*"):
             if path.name not in kept:
@@ -94,7 +104,7 @@ class Demo:
         command += ["--tags", json.dumps(dict(tags))] if tags else []
         started = time.perf_counter()
         with log.open("w", encoding="utf-8") as file:
-            process = subprocess.Popen(  # noqa: S603 our own interpreter and job names
+            process = subprocess.Popen(
                 command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
             )
             for line in process.stdout or ():
@@ -118,3 +128,146 @@ class Demo:
         write_json_atomically(self.folder / "report.json", self.report)
         self.say(f"\nAll of it took {self.report['seconds']:.0f} s. Report: {self.folder / 'report.json'}")
         self.say("Look at it in the Dagster UI: make dev")
+
+    def materialised(self, *key: str) -> dict[str, Any]:
+        """Metadata of the latest materialisation of an asset, as Dagster holds it."""
+        with dg.DagsterInstance.get() as instance:
+            event = instance.get_latest_materialization_event(dg.AssetKey(key))
+        if event is None or event.asset_materialization is None:
+            raise SystemExit(f"{'/'.join(key)} was never materialised")
+        return {name: value.value for name, value in event.asset_materialization.metadata.items()}
+
+    def refresh(self, use_case: str, *sources: str) -> None:
+        """Refresh an index and say what each source's sync did."""
+        seconds = self.run(f"{use_case}_refresh")
+        self.say(f"   {use_case}_refresh: {seconds:.1f} s")
+        synced = {source: self.materialised(use_case, source) for source in sources}
+        self.report["steps"][-1]["sources"] = {
+            source: {name: figures[name] for name in (*SYNC_FIGURES, "seconds")} for source, figures in synced.items()
+        }
+        for source, figures in synced.items():
+            told = ", ".join(f"{figures[name]} {name.replace('_', ' ')}" for name in SYNC_FIGURES)
+            self.say(f"      {source}: {told}")
+
+    def ask_all(self, when: str) -> dict[str, str]:
+        """Ask the three questions; returns the best hit's text for each."""
+        best = {}
+        for name, question in QUESTIONS.items():
+            hits = ask("support", question, top_k=3, environment=self.environment)
+            best[name] = "\n".join(hit.text for hit in hits)
+            self.report.setdefault("questions", {}).setdefault(name, {"question": question})[when] = {
+                "title": hits[0].title,
+                "text": hits[0].text,
+                "score": round(hits[0].score, 4),
+                "found": FACTS[name] in best[name],
+            }
+            line = next(
+                (line for line in best[name].splitlines() if FACTS[name] in line), hits[0].text.splitlines()[-1]
+            )
+            self.say(f"   {question}")
+            self.say(f"      -> {hits[0].title}: {line.strip()[:140]}")
+        return best
+
+    def sensor_decision(self) -> dg.RunRequest | str:
+        """What the retraining sensor decides now: a run request, or why it waits."""
+        from pipelines.definitions import build_definitions
+
+        definitions = build_definitions()
+        with dg.DagsterInstance.get() as instance:
+            sensor = definitions.resolve_sensor_def("compliance_retraining_sensor")
+            context = dg.build_sensor_context(
+                instance=instance, definitions=definitions, repository_def=definitions.get_repository_def()
+            )
+            with context:
+                tick = sensor.evaluate_tick(context)
+        return tick.run_requests[0] if tick.run_requests else str(tick.skip_message)
+
+    def retrain(self, tags: Mapping[str, str] | None = None) -> None:
+        """Run the retrain job and say what it trained, measured and published."""
+        seconds = self.run("compliance_retrain", tags=tags)
+        version = champion(self.environment.registry_url, "compliance")
+        if version is None:
+            raise SystemExit("compliance_retrain published nothing")
+        training_set = self.materialised("compliance", "training_set")
+        report = self.materialised("compliance", "evaluation_report")
+        gguf = self.materialised("compliance", "gguf_model")
+        figures = {
+            "rows": training_set["dagster/row_count"],
+            **{name: value for name, value in report.items() if isinstance(value, int | float)},
+            **{name: value for name, value in gguf.items() if isinstance(value, int | float)},
+            "version": version.version,
+        }
+        self.report["steps"][-1].update(figures)
+        self.say(f"   compliance_retrain: {seconds:.1f} s, {figures['rows']} examples, published {version.version}")
+        for name, value in figures.items():
+            if isinstance(value, float):
+                self.say(f"      {name.replace('_', ' ')}: {value:.3f}")
+
+    def classify(self) -> None:
+        """Classify one passage through the published GGUF file."""
+        answer = classify("compliance", PASSAGE, environment=self.environment)
+        label = ", ".join(answer.labels)
+        self.report.setdefault("classified", []).append(
+            {"text": PASSAGE, "labels": answer.labels, "version": answer.version}
+        )
+        self.say(f"   {PASSAGE!r}\n      -> {label} ({answer.scores[label]:.2f}, {answer.version}, {answer.file})")
+
+
+def main() -> None:
+    """Run the whole of it."""
+    environment = Environment()
+    demo = Demo(environment)
+    demo.prepare()
+    os.environ["FRESHET_DATA"] = str(demo.data)
+    support, compliance = demo.data / "support" / "data", demo.data / "compliance" / "data"
+
+    demo.heading("Documents become a served index")
+    demo.refresh("support", "product_specs", "parts", "policies")
+    demo.refresh("compliance", "policies")
+    demo.ask_all("before")
+
+    demo.heading("Labelled examples become a published, verified GGUF model")
+    demo.retrain()
+    demo.classify()
+
+    demo.heading("A product spec changes, one is deleted, one is added")
+    spec = support / "specs" / SPEC
+    text = spec.read_text(encoding="utf-8")
+    if text.count(OLD_FACT) != 1:
+        raise SystemExit(f"{spec} should say {OLD_FACT!r} once")
+    spec.write_text(text.replace(OLD_FACT, NEW_FACT), encoding="utf-8")
+    (support / "specs" / DELETED_SPEC).unlink()
+    shutil.copy(support / "later" / "specs" / ADDED_SPEC, support / "specs")
+    demo.refresh("support", "product_specs")
+    after = demo.ask_all("after")
+    wrong = [name for name in ("edited", "added") if FACTS[name] not in after[name]]
+    if wrong or FACTS["deleted"] in after["deleted"]:
+        raise SystemExit(f"the index does not say what the sources say: {wrong or 'deleted'}")
+
+    demo.heading("Nothing changes")
+    demo.refresh("support", "product_specs", "parts", "policies")
+
+    demo.heading("New labelled examples arrive, and the sensor decides")
+    demo.say(f"   before: {demo.sensor_decision()}")
+    shutil.copy(compliance / "later" / "segments-batch-2.jsonl", compliance / "labels")
+    demo.say(f"   compliance_labels: {demo.run('compliance_labels'):.1f} s")
+    request = demo.sensor_decision()
+    if isinstance(request, str):
+        raise SystemExit(f"the sensor should have asked for a run, but: {request}")
+    demo.say(f"   after: starts a run, key {request.run_key}")
+    demo.report["sensor"] = {"run_key": request.run_key, "tags": dict(request.tags)}
+    demo.retrain(tags=request.tags)
+    demo.classify()
+
+    demo.heading("Rolled back, in one step")
+    demo.say(f"   compliance_rollback: {demo.run('compliance_rollback'):.1f} s")
+    served = champion(environment.registry_url, "compliance")
+    published = [version.version for version in versions(environment.registry_url, "compliance")]
+    demo.report["registry"] = {"versions": published, "champion": served.version if served else None}
+    demo.say(f"   published: {', '.join(published)}; served: {demo.report['registry']['champion']}")
+    demo.classify()
+    demo.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,21 +7,26 @@ Concept: https://docs.dagster.io/guides/build/external-pipelines
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from pipelines.training.plots import loss_curve
 
 from assets.failures import permanent_failures
 from assets.metadata import picture
-from pipelines.artifacts import Artifact, latest, record
+from pipelines.artifacts import Artifact, latest, load, record
 from pipelines.declaration import Declaration
 from pipelines.environment import REPOSITORY
 from pipelines.errors import TrainingError
-from pipelines.fingerprint import write_json_atomically
+from pipelines.fingerprint import write_text_atomically
 from pipelines.labels.intake import mark_trained
 from pipelines.stores import Stores
 from pipelines.training.lora import TrainingJob
-from pipelines.training.plots import loss_curve
+from pipelines.training.progress import Progress, read_progress
 from pipelines.training.settings import FineTuneSettings
 
 POLL_SECONDS = 1.0
@@ -47,20 +52,88 @@ def lora_adapter_asset(declaration: Declaration, fine_tune: FineTuneSettings) ->
             job = TrainingJob(
                 use_case=use_case,
                 training_set=training_set.path,
-                folder=stores.environment.artifacts_folder(use_case, "lora_adapter"),
+                output=stores.environment.artifacts_folder(use_case, "lora_adapter"),
                 settings=fine_tune,
             )
-            adapter = _train(context, job)
+            adapter = load(_train_in_its_own_process(context, job))
             record(stores.catalog, use_case, "lora_adapter", adapter)
-            seen = mark_trained(stores.catalog, use_case, training_set)
-        manifest = adapter.manifest
+            newly_seen = mark_trained(stores.catalog, use_case, training_set)
         return dg.MaterializeResult(
-            metadata={
-                "dagster/uri": str(adapter.path),
-                "fingerprint": adapter.fingerprint,
-                "newly_seen_examples": seen,
-            },
+            metadata={**_metadata(adapter), "newly_seen_examples": newly_seen},
             data_version=dg.DataVersion(adapter.fingerprint),
         )
 
     return lora_adapter
+
+
+def _train_in_its_own_process(context: dg.AssetExecutionContext, job: TrainingJob) -> Path:
+    """Run ``python -m pipelines.training`` in a Pipes session, showing its progress as it comes.
+
+    Raises:
+        TrainingError: the process ended without an adapter.
+    """
+    job_file = job.output / "jobs" / f"{context.run_id}.json"
+    write_text_atomically(job_file, job.model_dump_json(indent=2) + "\n")
+    with dg.open_pipes_session(
+        context=context,
+        context_injector=dg.PipesTempFileContextInjector(),
+        message_reader=dg.PipesTempFileMessageReader(),
+    ) as session:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.training", str(job_file)],
+            env={**os.environ, **session.get_bootstrap_env_vars()},
+            cwd=REPOSITORY,
+        )
+        curve = _Curve(context)
+        try:
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                curve.show(session.get_custom_messages())
+        except BaseException:  # the run is cancelled: the training must not go on by itself
+            process.terminate()
+            process.wait()
+            raise
+    messages = session.get_custom_messages()
+    curve.show(messages)
+    adapters = [Path(message["adapter"]) for message in messages if "adapter" in message]
+    if process.returncode != 0 or not adapters:
+        raise TrainingError(
+            f"training ended with status {process.returncode} and no adapter; its output is in the run's stdout and "
+            f"stderr. Run it again by hand: python -m pipelines.training {job_file}"
+        )
+    return adapters[-1]
+
+
+class _Curve:
+    """Shows each new progress message as an observation of the asset, now and then with the loss curve."""
+
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        self._context = context
+        self._seen = 0
+        self._points: list[Progress] = []
+        self._drawn = time.monotonic()
+
+    def show(self, messages: Sequence[Any]) -> None:
+        """Report what has come since the last call: the newest point stands for all of them."""
+        new = [Progress(**message["progress"]) for message in messages[self._seen :] if "progress" in message]
+        self._seen = len(messages)
+        if not new:
+            return
+        self._points += new
+        metadata: dict[str, Any] = {name: value for name, value in asdict(new[-1]).items() if value is not None}
+        if time.monotonic() - self._drawn >= CURVE_SECONDS:
+            self._drawn = time.monotonic()
+            metadata["loss_curve"] = picture(loss_curve(self._points), "loss by step")
+        self._context.log_event(dg.AssetObservation(self._context.asset_key, metadata=metadata))
+
+
+def _metadata(adapter: Artifact) -> dict[str, Any]:
+    manifest = adapter.manifest
+    numbers = {name: manifest[name] for name in ("epochs", "steps", "tokens", "seconds")}
+    return {
+        "dagster/uri": str(adapter.path),
+        "fingerprint": adapter.fingerprint,
+        "loss_curve": picture(loss_curve(read_progress(adapter.path / "progress.jsonl")), "loss by step"),
+        "manifest": dg.MetadataValue.json(dict(manifest)),
+        **numbers,
+    }

@@ -8,11 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
+from pipelines.corpus.sync import SyncReport, serve_index, sync_source
 
 from assets.failures import RETRY, permanent_failures
 from assets.metadata import table
 from pipelines.corpus.settings import FolderSource, TableSource
-from pipelines.corpus.sync import SyncReport, audit_index, serve_index, sync_source
 from pipelines.declaration import Declaration
 from pipelines.stores import Stores
 
@@ -83,7 +83,9 @@ def document_index_asset(declaration: Declaration) -> dg.AssetsDefinition:
             )
         ],
     )
-    def document_index(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult[None]:
+    def document_index(
+        context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]
+    ) -> dg.MaterializeResult[None]:
         with permanent_failures():
             served = serve_index(**arguments, catalog=stores.catalog, index=stores.index)
         context.log.info(f"{use_case} serves {served.collection}")

@@ -64,7 +64,7 @@ def labelled_examples_asset(declaration: Declaration, labels: LabelSettings, fol
                 "categories": counts(report.categories),
                 "reasons": counts(report.reasons),
                 "quarantined_rows": table(
-                    ("where", "text", "reasons"), [(row.location, row.text, "; ".join(row.reasons)) for row in set_aside]
+                    ("where", "reasons", "row"), [(row.location, "; ".join(row.reasons), row.raw) for row in set_aside]
                 ),
             },
             check_results=[
@@ -127,7 +127,7 @@ def training_set_asset(declaration: Declaration, labels: LabelSettings) -> dg.As
             },
             data_version=dg.DataVersion(frozen.fingerprint),
             check_results=[
-                dg.AssetCheckResult(check_name="no_leakage", passed=leakage.clean, description=str(leakage))
+                dg.AssetCheckResult(check_name="no_leakage", passed=leakage.clean, description=leakage.summary())
             ],
         )
 

@@ -9,14 +9,13 @@ Concept: https://docs.dagster.io/guides/build/assets
 from collections.abc import Iterator
 
 import dagster as dg
-
-from assets.failures import permanent_failures
-from assets.metadata import picture, table
-from pipelines import artifacts
-from pipelines.declaration import Declaration
-from pipelines.evaluation.suite import evaluate, report_of
+from pipelines.evaluation.suite import evaluate
 from pipelines.release.export import export
 from pipelines.release.registry import champion, publish
+
+from assets.failures import permanent_failures
+from pipelines import artifacts
+from pipelines.declaration import Declaration
 from pipelines.stores import Stores
 
 COMPUTE_POOL = "compute"

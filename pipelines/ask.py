@@ -110,10 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             }
             lines = [line for number, hit in enumerate(hits, 1) for line in _shown(number, hit)]
     except FreshetError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201 a command line speaks by printing
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     text = json.dumps(answer, ensure_ascii=False, indent=2, default=_isoformat) if given.json else "\n".join(lines)
-    print(text or "Nothing is indexed yet: the sources are empty.")  # noqa: T201 likewise
+    print(text or "Nothing is indexed yet: the sources are empty.")
     return 0
 
 
@@ -125,7 +125,12 @@ def _shown(number: int, hit: Hit) -> list[str]:
     updated = "unknown" if hit.updated_at is None else f"{hit.updated_at:%Y-%m-%d %H:%M}"
     body = "\n".join(f"   {line}" for line in hit.text.splitlines() if line.strip())
     dates = f"updated {updated}, indexed {hit.indexed_at:%Y-%m-%d %H:%M:%S} UTC"
-    return [f"{number}. {hit.title}   score {hit.score:.3f}", f"   {hit.uri}   version {hit.version[:16]}   {dates}", body, ""]
+    return [
+        f"{number}. {hit.title}   score {hit.score:.3f}",
+        f"   {hit.uri}   version {hit.version[:16]}   {dates}",
+        body,
+        "",
+    ]
 
 
 def _isoformat(value: object) -> str:

@@ -67,7 +67,7 @@ class Declaration(Settings):
         return self
 
     def base(self, environment: Environment, folder: Path) -> Path:
-        """Where the relative paths of this use case start, its own ``folder`` unless ``FRESHET_DATA`` says otherwise."""
+        """Where relative paths of this use case start: its own ``folder``, unless ``FRESHET_DATA`` says otherwise."""
         return folder if environment.data is None else environment.data / self.name
 
 
