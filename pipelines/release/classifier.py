@@ -1,0 +1,59 @@
+"""An exported GGUF file, ready to classify texts on the CPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.artifacts import MANIFEST
+from pipelines.errors import ArtifactError
+from pipelines.evaluation.classifier import Classifier, probabilities
+from pipelines.fingerprint import file_sha256
+from pipelines.release.llama import GgufModel
+
+if TYPE_CHECKING:
+    from pipelines.release.llama import Floats
+
+
+class GgufClassifier:
+    """A GGUF file, and what the manifest beside it says of its labels."""
+
+    def __init__(self, path: Path) -> None:
+        """Load ``path`` and the ``manifest.json`` beside it, and hold the one against the other.
+
+        Raises:
+            ArtifactError: a file is missing or altered, or the two do not belong together.
+        """
+        manifest_path = path.parent / MANIFEST
+        if not path.is_file() or not manifest_path.is_file():
+            raise ArtifactError(f"{path} and {MANIFEST} beside it are both needed; export the model again")
+        manifest: dict[str, Any] = json.loads(manifest_path.read_text(encoding="utf-8"))
+        if manifest["files"].get(path.name) != file_sha256(path):
+            raise ArtifactError(f"{path} differs from what its manifest says; export or publish the model again")
+        self.path = path
+        self.model = GgufModel(path, manifest["maximum_tokens"])
+        self.categories = tuple(manifest["categories"])
+        self.multi_label = bool(manifest["multi_label"])
+        self.thresholds: dict[str, float] = manifest["thresholds"]
+        if self.model.labels != self.categories:
+            raise ArtifactError(
+                f"{path} scores the labels {list(self.model.labels)}, its manifest says {list(self.categories)}"
+            )
+
+    def scores(self, texts: Sequence[str]) -> Floats:
+        """Raw logits: float32 (texts, categories)."""
+        return self.model.logits(texts)
+
+    def probabilities(self, texts: Sequence[str]) -> Floats:
+        """Float32 (texts, categories): softmax with one label a text, a sigmoid for each label with several."""
+        return probabilities(self.scores(texts), multi_label=self.multi_label)
+
+    def predict(self, texts: Sequence[str]) -> list[list[str]]:
+        """The labels of each text: the most probable, or all above their threshold."""
+        return self._rule().decide(self.probabilities(texts))
+
+    def _rule(self) -> Classifier:
+        """The rule that evaluation decided by."""
+        return Classifier(None, None, self.categories, self.multi_label, self.thresholds, self.model.maximum_tokens)

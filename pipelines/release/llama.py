@@ -1,0 +1,134 @@
+"""llama.cpp in this process: one GGUF classification model, run on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+from weakref import finalize
+
+from pipelines.environment import available_cores
+from pipelines.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+
+@cache
+def llama_library() -> Any:
+    """llama-cpp-python's bindings, initialised, and silent but for errors."""
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # its default prints every line
+    import llama_cpp
+
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+class GgufModel:
+    """A GGUF file with a classification head: text to token ids, token ids to logits.
+
+    Every text is computed alone: its logits do not depend on what is scored with it, and on CPUs nothing is lost by it,
+    because a batch of sequences attends over all of their tokens and masks most of that.
+    """
+
+    def __init__(self, path: Path, maximum_tokens: int) -> None:
+        """Load ``path``; longer texts are cut to ``maximum_tokens``.
+
+        Raises:
+            ArtifactError: llama.cpp cannot load it, it has no labels, or its context is shorter.
+        """
+        self.path = path
+        self.maximum_tokens = maximum_tokens
+        self._llama = llama = llama_library()
+        self._lock = Lock()
+        parameters = llama.llama_model_default_params()
+        parameters.n_gpu_layers = 0
+        # Weights repacked for AMX crash the process (ggml-org/llama.cpp#20824), and every CPU computes alike without.
+        parameters.use_extra_bufts = False
+        self._model = llama.llama_model_load_from_file(os.fsencode(path), parameters)
+        if not self._model:
+            raise ArtifactError(f"llama.cpp cannot load {path}; export it again")
+        finalize(self, llama.llama_model_free, self._model)
+        self._vocabulary = llama.llama_model_get_vocab(self._model)
+        self._end = llama.llama_vocab_sep(self._vocabulary)
+        context = llama.llama_model_n_ctx_train(self._model)
+        names = [
+            llama.llama_model_cls_label(self._model, index) for index in range(llama.llama_model_n_cls_out(self._model))
+        ]
+        if None in names or maximum_tokens > context:
+            raise ArtifactError(
+                f"{path} names {len([name for name in names if name])} labels and reads up to {context} tokens; "
+                f"a classifier of up to {maximum_tokens} tokens was expected: export it again"
+            )
+        self.labels = tuple(name.decode("utf-8") for name in names)
+        self._context = self._new_context()
+        self._batch = llama.llama_batch_init(maximum_tokens, 0, 1)
+        finalize(self, llama.llama_batch_free, self._batch)
+
+    def _new_context(self) -> Any:
+        llama = self._llama
+        parameters = llama.llama_context_default_params()
+        # An encoder reads a text in one go: the physical batch must hold all of it.
+        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = self.maximum_tokens
+        parameters.n_seq_max = 1
+        parameters.n_threads = parameters.n_threads_batch = available_cores()
+        parameters.embeddings = True
+        parameters.pooling_type = llama.LLAMA_POOLING_TYPE_RANK
+        parameters.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        parameters.op_offload = False
+        context = llama.llama_init_from_model(self._model, parameters)
+        if not context:
+            raise ArtifactError(f"llama.cpp cannot make a context of {self.maximum_tokens} tokens for {self.path}")
+        finalize(self, llama.llama_free, context)
+        return context
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of the whole ``text``; special tokens written in it count as such, as in training."""
+        encoded = text.encode("utf-8", "replace")
+        size = len(encoded) + 8  # a token covers a byte at least
+        ids = (self._llama.llama_token * size)()
+        count = self._llama.llama_tokenize(self._vocabulary, encoded, len(encoded), ids, size, True, True)
+        if count < 0:
+            raise ArtifactError(f"llama.cpp needs {-count} tokens for {len(encoded)} bytes of text; export again")
+        return list(ids[:count])
+
+    def cut(self, ids: Sequence[int]) -> list[int]:
+        """Token ids as training cut them: the first ones, and the end token."""
+        return list(ids) if len(ids) <= self.maximum_tokens else [*ids[: self.maximum_tokens - 1], self._end]
+
+    def logits(self, texts: Sequence[str]) -> Floats:
+        """Float32 (texts, labels)."""
+        import numpy as np
+
+        result = np.empty((len(texts), len(self.labels)), dtype=np.float32)
+        with self._lock:  # a context computes one text at a time
+            for row, text in enumerate(texts):
+                result[row] = self._score(self.cut(self.tokens(text)))
+        return result
+
+    def _score(self, ids: Sequence[int]) -> Floats:
+        import numpy as np
+
+        batch = self._batch
+        batch.n_tokens = len(ids)
+        for index, token in enumerate(ids):
+            batch.token[index] = token
+            batch.pos[index] = index
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = 0
+            batch.logits[index] = 1
+        status = self._llama.llama_encode(self._context, batch)
+        values = self._llama.llama_get_embeddings_seq(self._context, 0) if status == 0 else None
+        if not values:
+            raise ArtifactError(f"llama.cpp could not score a text of {len(ids)} tokens with {self.path}: {status}")
+        # As many values as labels: the binding's own ``embed`` reads as many as the model is wide.
+        pointer = ctypes.cast(values, ctypes.POINTER(ctypes.c_float))
+        return np.ctypeslib.as_array(pointer, shape=(len(self.labels),)).copy()
