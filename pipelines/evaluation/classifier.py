@@ -1,0 +1,178 @@
+"""A trained adapter on its base model, ready to classify texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.artifacts import Artifact
+from pipelines.environment import available_cores
+from pipelines.errors import ArtifactError
+from pipelines.fingerprint import file_sha256
+from pipelines.models import model_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+BASE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+"""The files of a base model that decide what it does."""
+
+
+def base_hashes(folder: Path) -> dict[str, str]:
+    """``{file name: sha256}`` of a base model."""
+    paths = sorted({path for pattern in BASE_FILES for path in folder.glob(pattern) if path.is_file()})
+    return {path.name: file_sha256(path) for path in paths}
+
+
+def base_model(folder: Path, categories: Sequence[str], *, multi_label: bool) -> tuple[Any, list[str]]:
+    """The base in ``folder`` with a classification head, in float32, and the modules whose weights it did not have."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    names = dict(enumerate(categories))
+    model, loading = AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        num_labels=len(categories),
+        id2label=names,
+        label2id={name: index for index, name in names.items()},
+        problem_type="multi_label_classification" if multi_label else "single_label_classification",
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    return model, sorted({key.rpartition(".")[0] for key in loading["missing_keys"]})
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Only errors, and no progress bars."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@dataclass(slots=True)
+class Classifier:
+    """Base model and adapter, loaded from disk and verified."""
+
+    model: Any
+    """The PEFT model, in evaluation mode."""
+    tokenizer: Any
+    categories: tuple[str, ...]
+    multi_label: bool
+    thresholds: Mapping[str, float]
+    """Per category, the least probability that assigns it; empty when a text has exactly one label."""
+    maximum_tokens: int
+
+    def logits(self, texts: Sequence[str], *, batch_size: int = 32) -> Floats:
+        """Float32 (texts, categories), in the order of ``categories``."""
+        import numpy as np
+        import torch
+
+        result = np.zeros((len(texts), len(self.categories)), dtype=np.float32)
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # alike lengths pad least
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            encoded = self.tokenizer(
+                [texts[index] for index in batch],
+                truncation=True,
+                max_length=self.maximum_tokens,
+                padding=True,
+                return_tensors="pt",
+            ).to(self.model.device)
+            with torch.inference_mode():
+                result[batch] = self.model(**encoded).logits.float().cpu().numpy()
+        return result
+
+    def probabilities(self, texts: Sequence[str]) -> Floats:
+        """Float32 (texts, categories): softmax with one label a text, a sigmoid for each label with several."""
+        return probabilities(self.logits(texts), multi_label=self.multi_label)
+
+    def predict(self, texts: Sequence[str]) -> list[list[str]]:
+        """The labels of each text."""
+        return self.decide(self.probabilities(texts))
+
+    def decide(self, probabilities: Floats) -> list[list[str]]:
+        """The labels that ``probabilities`` (texts, categories) stand for: the most probable, or all above threshold."""
+        if not self.multi_label:
+            return [[self.categories[index]] for index in probabilities.argmax(axis=1)]
+        return [
+            [name for name, value in zip(self.categories, row, strict=True) if value >= self.thresholds[name]]
+            for row in probabilities.tolist()
+        ]
+
+    def merged(self) -> Any:
+        """The transformers model with the adapter merged into its weights; this classifier is used up by it."""
+        return self.model.merge_and_unload(safe_merge=True)
+
+
+def probabilities(logits: Floats, *, multi_label: bool) -> Floats:
+    """Probabilities of ``logits`` (texts, categories): softmax, or a sigmoid for each label."""
+    import numpy as np
+
+    if multi_label:
+        return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
+
+
+def load_classifier(adapter: Artifact) -> Classifier:
+    """Put ``adapter`` on the base model that it was trained on.
+
+    Raises:
+        ArtifactError: it is no adapter, its base is not the one it was trained on, or a tensor of it has no place.
+        ConfigError: the base model is not there.
+    """
+    import torch
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer
+
+    manifest = adapter.manifest
+    if manifest.get("kind") != "lora_adapter":
+        raise ArtifactError(f"{adapter.path} holds kind {manifest.get('kind')!r}, not 'lora_adapter'")
+    folder = model_folder(manifest["base_model"], manifest["base_revision"])
+    wanted, found = manifest["base_files"], base_hashes(folder)
+    differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if differing:
+        raise ArtifactError(
+            f"{adapter.path} was trained on another {manifest['base_model']!r}: {', '.join(differing)} in {folder} "
+            "differ; bring that base back, or train again"
+        )
+    torch.set_num_threads(available_cores())
+    with quiet_transformers():  # it would report the head as missing from the base: it comes with the adapter
+        base, _ = base_model(folder, manifest["categories"], multi_label=manifest["multi_label"])
+        model = PeftModel.from_pretrained(base, adapter.path, local_files_only=True).eval()
+    stored, loaded = load_file(adapter.path / "adapter_model.safetensors"), get_peft_model_state_dict(model)
+    lost = sorted(
+        name
+        for name in stored.keys() | loaded.keys()
+        if name not in stored or name not in loaded or not torch.equal(stored[name], loaded[name].cpu())
+    )
+    if lost:
+        raise ArtifactError(f"{adapter.path}: tensors that did not load as stored: {', '.join(lost[:5])}; train again")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Classifier(
+        model=model.to(device),
+        tokenizer=AutoTokenizer.from_pretrained(adapter.path, local_files_only=True, trust_remote_code=False),
+        categories=tuple(manifest["categories"]),
+        multi_label=manifest["multi_label"],
+        thresholds=manifest["thresholds"],
+        maximum_tokens=manifest["settings"]["maximum_tokens"],
+    )
