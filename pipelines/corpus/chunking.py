@@ -1,0 +1,208 @@
+"""Documents to chunks: token-exact, under their headings, and local: an edit moves only the boundaries near it.
+
+Where a section does not fit into one chunk, its boundaries depend on content, not on position (content-defined
+chunking: Muthitacharoen et al., "A Low-bandwidth Network File System", SOSP 2001): of the places where the chunk may
+end, the one whose next piece has the smallest hash is taken. After an insertion the boundaries fall into step again
+within a few chunks, so the rest keeps its text, its ids and its vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.corpus.documents import Block, Chunk, Document, Section, chunk_ids
+from pipelines.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+CHUNKER_VERSION = 1
+"""Raised when the same document is cut differently: part of the pipeline fingerprint."""
+
+_SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])")
+_ANCHOR = 40  # a piece is recognised by its first characters, so that a value edited at its end moves no boundary
+
+
+class TokenCounter:
+    """Counts as the embedder's own tokenizer does, without its truncation and padding."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+
+    @classmethod
+    def of_model(cls, folder: Path) -> TokenCounter:
+        """The tokenizer of the model in ``folder``.
+
+        Raises:
+            ConfigError: the model has no ``tokenizer.json``.
+        """
+        from tokenizers import Tokenizer
+
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise ConfigError(f"{folder} has no tokenizer.json: choose an embedder with a fast tokenizer")
+        return cls(Tokenizer.from_file(str(path)))
+
+    def counts(self, texts: Sequence[str], *, special: bool = True) -> list[int]:
+        """Tokens of each text, special tokens included unless told otherwise."""
+        return [len(each) for each in self._encode(texts, special=special)]
+
+    def cuts(self, text: str, every: int) -> list[str]:
+        """``text`` in pieces of about ``every`` tokens, cut between tokens."""
+        offsets = [start for start, _ in self._encode([text], special=False)[0].offsets]
+        starts = sorted({0, *offsets[every::every]})
+        return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
+
+    def _encode(self, texts: Sequence[str], *, special: bool) -> list[Encoding]:
+        return self._tokenizer.encode_batch(list(texts), add_special_tokens=special)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    text: str
+    separator: str
+    """What joins it to its predecessor in the same chunk."""
+    tokens: int
+    starts_block: bool
+
+
+def chunk_document(document: Document, counter: TokenCounter, *, chunk_tokens: int) -> list[Chunk]:
+    """Cut ``document`` into chunks of at most ``chunk_tokens`` tokens, special tokens and heading path included.
+
+    Nothing but white space is lost. Each chunk starts with its heading path; a new one starts at each heading, then at
+    paragraphs, list items and rows, then at lines, sentences, words and, last, between tokens.
+    """
+    texts: list[str] = []
+    headings: list[tuple[str, ...]] = []
+    for section, after in zip(document.sections, [*document.sections[1:], None], strict=True):
+        if not section.blocks and after is not None and after.headings[: len(section.headings)] == section.headings:
+            continue  # a heading that only holds other headings stands at the head of their chunks
+        found = _chunk_section(section, counter, chunk_tokens)
+        texts += found
+        headings += [section.headings] * len(found)
+    ids = chunk_ids(document.source, document.document_id, texts)
+    return [Chunk(*each, ordinal) for ordinal, each in enumerate(zip(ids, texts, headings, strict=True))]
+
+
+def _chunk_section(section: Section, counter: TokenCounter, chunk_tokens: int) -> list[str]:
+    path, whole = _heading_path(section.headings, counter, chunk_tokens // 2)
+    blocks = section.blocks if whole else (Block(" > ".join(section.headings)), *section.blocks)
+    if not blocks:
+        return [path] if path else []
+    prefix = f"{path}\n\n" if path else ""
+    limit = chunk_tokens - counter.counts([prefix])[0]
+    pieces = _pieces(blocks, counter, limit)
+    groups = [pieces[start:end] for start, end in _boundaries(pieces, limit)]
+    return [text for group in groups for text in _exact(prefix, group, counter, chunk_tokens)]
+
+
+def _heading_path(headings: tuple[str, ...], counter: TokenCounter, most: int) -> tuple[str, bool]:
+    """The path in at most ``most`` tokens, innermost headings first to stay, and whether it is whole."""
+    paths = [" > ".join(headings[start:]) for start in range(len(headings))] or [""]
+    for start, tokens in enumerate(counter.counts(paths)):
+        if tokens <= most:
+            return paths[start], start == 0
+    text = paths[-1]
+    while counter.counts([text])[0] > most:
+        text = text[: len(text) * 3 // 4]
+    return text.rstrip(), False
+
+
+def _pieces(blocks: Sequence[Block], counter: TokenCounter, limit: int) -> list[_Piece]:
+    single, double = _separator_costs(counter)
+    pieces: list[_Piece] = []
+    for block, tokens in zip(blocks, counter.counts([block.text for block in blocks], special=False), strict=True):
+        separator, cost = ("\n", single) if block.tight else ("\n\n", double)
+        if tokens + cost <= limit:
+            pieces.append(_Piece(block.text, separator, tokens + cost, starts_block=True))
+            continue
+        parts = _split(block.text, counter, limit - max(single, double))
+        costs = {"\n": single, "\n\n": double, " ": 0, "": 0}
+        for position, (text, between, count) in enumerate(parts):
+            joint = between if position else separator
+            pieces.append(_Piece(text, joint, count + costs[joint], starts_block=position == 0))
+    return pieces
+
+
+def _separator_costs(counter: TokenCounter) -> tuple[int, int]:
+    """Tokens of one newline and of a blank line between words (none for BERT, some for byte-level tokenizers)."""
+    word, one, two = counter.counts(["a", "a\na", "a\n\na"], special=False)
+    return max(0, one - 2 * word), max(0, two - 2 * word)
+
+
+_SPLITTERS: tuple[tuple[str, Callable[[str], list[str]]], ...] = (
+    ("\n", lambda text: text.split("\n")),
+    (" ", _SENTENCE_END.split),
+    (" ", lambda text: text.split()),
+)
+
+
+def _split(text: str, counter: TokenCounter, limit: int, level: int = 0) -> list[tuple[str, str, int]]:
+    """``text`` in parts of at most ``limit`` tokens: (part, what joins it to the one before, tokens)."""
+    if level == len(_SPLITTERS):
+        return [(part, "", count) for part, count in _cut(text, counter, limit)]
+    separator, splitter = _SPLITTERS[level]
+    parts = [part.rstrip() for part in splitter(text) if part.strip()]
+    found: list[tuple[str, str, int]] = []
+    for part, count in zip(parts, counter.counts(parts, special=False), strict=True):
+        if count <= limit:
+            found.append((part, separator, count))
+        else:
+            (first, _, tokens), *rest = _split(part, counter, limit, level + 1)
+            found += [(first, separator, tokens), *rest]
+    return found
+
+
+def _cut(text: str, counter: TokenCounter, limit: int) -> list[tuple[str, int]]:
+    """One word of more than ``limit`` tokens, cut between tokens."""
+    found: list[tuple[str, int]] = []
+    for part in counter.cuts(text, limit):
+        count = counter.counts([part], special=False)[0]
+        if count <= limit or len(part) == 1:
+            found.append((part, count))
+        else:  # the cut itself made tokens of their own
+            half = len(part) // 2
+            found += _cut(part[:half], counter, limit) + _cut(part[half:], counter, limit)
+    return found
+
+
+def _boundaries(pieces: Sequence[_Piece], limit: int) -> list[tuple[int, int]]:
+    """Where chunks start and end: between half full and full, before the piece with the smallest hash."""
+    spans: list[tuple[int, int]] = []
+    start = 0
+    while start < len(pieces):
+        total, end, candidates = 0, start, []
+        while end < len(pieces) and (end == start or total + pieces[end].tokens <= limit):
+            total += pieces[end].tokens
+            end += 1
+            if total * 2 >= limit:
+                candidates.append(end)
+        if end < len(pieces) and candidates:
+            end = min(candidates, key=lambda each: (not pieces[each].starts_block, _anchor(pieces[each]), -each))
+        spans.append((start, end))
+        start = end
+    return spans
+
+
+def _anchor(piece: _Piece) -> bytes:
+    return hashlib.blake2b(piece.text[:_ANCHOR].encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def _exact(prefix: str, group: Sequence[_Piece], counter: TokenCounter, chunk_tokens: int) -> list[str]:
+    """The group's text, checked as a whole: where joining made more tokens than its pieces have, it is halved."""
+    body = group[0].text + "".join(piece.separator + piece.text for piece in group[1:])
+    if counter.counts([prefix + body])[0] <= chunk_tokens or (len(group) == 1 and len(body) == 1):
+        return [prefix + body]
+    if len(group) > 1:
+        half = len(group) // 2
+        return [text for part in (group[:half], group[half:]) for text in _exact(prefix, part, counter, chunk_tokens)]
+    half = len(body) // 2
+    parts = [_Piece(text, "", 0, starts_block=False) for text in (body[:half], body[half:])]
+    return [text for part in parts for text in _exact(prefix, [part], counter, chunk_tokens)]
