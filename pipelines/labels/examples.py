@@ -14,6 +14,7 @@ from pipelines.fingerprint import fingerprint
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 ORIGINS = ("human", "rule", "model")
+"""Who labelled, most trusted first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,12 @@ CANNOT_BE_READ = "cannot be read"
 """Kind of the reason that no other expectation can outweigh."""
 
 _SUITE = 1  # raise it when the expectations below change: everything is then judged again
+_RELATIONS = {
+    "outranked": "same text labelled by a more trusted origin",
+    "contradicted": "same text with another label",
+    "other_split": "its group is in another split",
+    "copy": "same text and labels as an earlier row",
+}
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
 
 
@@ -64,8 +70,9 @@ def suite_fingerprint(settings: LabelSettings) -> str:
 def judge(settings: LabelSettings, rows: Sequence[Candidate]) -> list[list[str]]:
     """For each row the reasons against it, in plain words; none means accepted.
 
-    ``rows`` are in the order in which they came: of copies the first is accepted. Where a single-label text came with
-    several labels, nobody knows the right one, and all of its rows are refused.
+    ``rows`` are in the order in which they came: of copies the first is accepted. A human's label beats a rule's, and a
+    rule's a model's; where equals contradict each other on a single-label text, all of its rows are refused, because
+    nobody knows the right one.
 
     Raises:
         ConfigError: an expectation of the settings does not exist, or does not take its arguments.
@@ -127,7 +134,7 @@ def _rules(settings: LabelSettings, rows: Sequence[Candidate]) -> list[_Rule]:
         _Rule(
             "expect_column_values_to_not_match_regex",
             {"column": "text", "regex": _CONTROL},
-            say("control characters in the text"),
+            say("control characters or undecodable bytes in the text"),
         ),
         _Rule(
             "expect_column_values_to_be_null",
@@ -169,41 +176,37 @@ def _validate_relations(settings: LabelSettings, rows: Sequence[Candidate], reas
     """What rows that are sound one by one are to each other."""
     import pandas as pd
 
-    spellings: dict[str, dict[tuple[str, ...], str]] = defaultdict(dict)
+    most_trusted: dict[str, Candidate] = {}
     for row in rows:
-        spellings[row.text.strip()].setdefault(row.labels, row.location)
-    contradictions: list[str | None] = []
-    elsewhere: list[str | None] = []
-    copies: list[str | None] = []
-    splits: dict[str, tuple[Split, str]] = {}
-    first: dict[tuple[str, tuple[str, ...]], str] = {}
+        best = most_trusted.setdefault(row.text.strip(), row)
+        if ORIGINS.index(row.origin) < ORIGINS.index(best.origin):
+            most_trusted[row.text.strip()] = row
+    said: dict[str, dict[tuple[str, ...], str]] = defaultdict(dict)
     for row in rows:
-        says, others = (row.text.strip(), row.labels), dict(spellings[row.text.strip()])
-        contradiction = other_split = copy = None
-        del others[row.labels]
-        split, place = splits.get(row.group, (row.split, ""))
-        if others and not settings.multi_label:
-            contradiction = "; ".join(f"{', '.join(labels)} at {where}" for labels, where in others.items())
-        elif split != row.split:
-            other_split = f"{row.split} here, {split} at {place}"
-        elif says in first:
-            copy = first[says]
+        if row.origin == most_trusted[row.text.strip()].origin:
+            said[row.text.strip()].setdefault(row.labels, row.location)
+    columns: dict[str, list[str | None]] = {name: [None] * len(rows) for name in _RELATIONS}
+    splits: dict[str, Candidate] = {}
+    first: dict[str, dict[tuple[str, ...], str]] = defaultdict(dict)
+    for place, row in enumerate(rows):
+        text = row.text.strip()
+        best, in_split = most_trusted[text], splits.get(row.group, row)
+        others = [f"{', '.join(labels)} at {where}" for labels, where in said[text].items() if labels != row.labels]
+        if row.origin != best.origin:
+            columns["outranked"][place] = f"{best.origin} at {best.location}"
+        elif others and not settings.multi_label:
+            columns["contradicted"][place] = "; ".join(others)
+        elif in_split.split != row.split:
+            columns["other_split"][place] = f"{row.split} here, {in_split.split} at {in_split.location}"
+        elif row.labels in first[text]:
+            columns["copy"][place] = first[text][row.labels]
         else:
-            first[says] = row.location
-            splits.setdefault(row.group, (row.split, row.location))
-        contradictions.append(contradiction)
-        elsewhere.append(other_split)
-        copies.append(copy)
-    columns = {"contradiction": contradictions, "other_split": elsewhere, "copy_of": copies}
-    kinds = {
-        "contradiction": "same text with another label",
-        "other_split": "its group is in another split",
-        "copy_of": "same text and labels as an earlier row",
-    }
+            first[text][row.labels] = row.location
+            splits.setdefault(row.group, row)
 
     def rule(name: str) -> _Rule:
         arguments = {"column": name}
-        return _Rule("expect_column_values_to_be_null", arguments, lambda i: f"{kinds[name]}: {columns[name][i]}")
+        return _Rule("expect_column_values_to_be_null", arguments, lambda i: f"{_RELATIONS[name]}: {columns[name][i]}")
 
     frame = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
     _validate(frame, [rule(name) for name in columns], reasons)

@@ -43,9 +43,9 @@ def freeze_training_set(
 ) -> Artifact:
     """Freeze every accepted example, old and new, in ``folder/<fingerprint>/``: the latest training set.
 
-    With ``near_copies: leave_out``, training examples nearly equal to held-out ones stay out. The folder has ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl`` (lines ``{"id", "text", "labels", "group",
-    "origin"}`` sorted by id) and ``manifest.json``. The same examples give the same fingerprint, and then nothing is
-    written again.
+    With ``near_copies: leave_out``, training examples nearly equal to held-out ones stay out. The folder has
+    ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl`` (lines ``{"id", "text", "labels", "group", "origin"}``
+    sorted by id) and ``manifest.json``. The same examples give the same fingerprint, and nothing is written again.
 
     Raises:
         ExamplesError: nothing to train on, nothing to evaluate on, or fewer than two categories to tell apart.
