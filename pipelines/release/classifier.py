@@ -37,6 +37,11 @@ class GgufClassifier:
         self.categories = tuple(manifest["categories"])
         self.multi_label = bool(manifest["multi_label"])
         self.thresholds: dict[str, float] = manifest["thresholds"]
+        if self.model.metadata("freshet.adapter") != manifest["adapter"]:
+            raise ArtifactError(
+                f"{path} was made from adapter {self.model.metadata('freshet.adapter')}, its manifest says "
+                f"{manifest['adapter']}; export the model again"
+            )
         if self.model.labels != self.categories:
             raise ArtifactError(
                 f"{path} scores the labels {list(self.model.labels)}, its manifest says {list(self.categories)}"

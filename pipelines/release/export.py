@@ -61,7 +61,7 @@ def export(
         adapter.fingerprint,
         adapter.manifest["files"],
         training_set.fingerprint,
-        settings.model_dump(mode="json", include={"quantisations", "minimum_agreement"}),
+        settings.model_dump(mode="json"),
         versions,
     )
     with _alone(folder):
@@ -112,7 +112,7 @@ def _export(
         if quantisation != "F16":
             progress(f"quantising to {quantisation}")
             path = folder / f"{facts['use_case']}-{quantisation}.gguf"
-            files[quantisation] = (path, quantise(sixteen, path, quantisation))
+            files[quantisation] = (path, quantise(sixteen, path, quantisation, facts["categories"]))
     if "F16" not in settings.quantisations:
         del files["F16"]
         sixteen.unlink()

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -116,8 +116,8 @@ def convert(checkpoint: Path, output: Path, *, name: str, metadata: Mapping[str,
     return header
 
 
-def quantise(source: Path, output: Path, quantisation: Quantisation) -> Header:
-    """Quantise a 16-bit GGUF file.
+def quantise(source: Path, output: Path, quantisation: Quantisation, labels: Sequence[str]) -> Header:
+    """Quantise a 16-bit GGUF file that scores ``labels``.
 
     Raises:
         ExportError: llama.cpp failed, or wrote something else than ``quantisation``.
@@ -130,7 +130,7 @@ def quantise(source: Path, output: Path, quantisation: Quantisation) -> Header:
     if status != 0:
         raise ExportError(f"llama.cpp could not quantise {source} to {quantisation}: status {status}")
     header = read_header(output)
-    _expect(output, header, quantisation, read_header(source).labels)
+    _expect(output, header, quantisation, tuple(labels))
     return header
 
 

@@ -22,14 +22,31 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 
+logger = logging.getLogger(__name__)
+
+LEVELS = {3: logging.INFO, 4: logging.ERROR}
+"""ggml's warnings and errors; its information is noise here, and so are most warnings."""
+
+
 @cache
 def llama_library() -> Any:
-    """llama-cpp-python's bindings, initialised, and silent but for errors."""
-    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # its default prints every line
+    """llama-cpp-python's bindings, initialised; errors of llama.cpp go to this module's logger."""
     import llama_cpp
 
+    # The binding's own callback prints to standard error, and takes warnings for errors and errors for noise.
+    llama_cpp.llama_log_set(_log_callback(llama_cpp), ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     return llama_cpp
+
+
+@cache
+def _log_callback(llama: Any) -> Any:
+    """The callback, kept alive for as long as llama.cpp may call it."""
+
+    def log(level: int, text: bytes, _data: object) -> None:
+        logger.log(LEVELS.get(level, logging.DEBUG), text.decode("utf-8", "replace").rstrip())
+
+    return llama.llama_log_callback(log)
 
 
 class GgufModel:
@@ -89,6 +106,12 @@ class GgufModel:
             raise ArtifactError(f"llama.cpp cannot make a context of {self.maximum_tokens} tokens for {self.path}")
         finalize(self, llama.llama_free, context)
         return context
+
+    def metadata(self, key: str) -> str | None:
+        """A value that the file holds under ``key``."""
+        buffer = ctypes.create_string_buffer(512)
+        length = self._llama.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return None if length < 0 else buffer.value.decode("utf-8")
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of the whole ``text``; special tokens written in it count as such, as in training."""

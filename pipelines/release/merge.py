@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.artifacts import Artifact
 from pipelines.errors import ExportError
-from pipelines.evaluation.classifier import Classifier, load_classifier
+from pipelines.evaluation.classifier import Classifier, load_classifier, quiet_transformers
 from pipelines.models import model_folder
 from pipelines.release.probes import PROBES
 
@@ -54,9 +54,10 @@ def merge(adapter: Artifact, folder: Path) -> Classifier:
         merged=model.state_dict(),
         base_prefix=f"{model.base_model_prefix}.",
     )
-    model.save_pretrained(folder)
-    classifier.tokenizer.save_pretrained(folder)
-    classifier.model = _checkpoint(folder)
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        classifier.tokenizer.save_pretrained(folder)
+        classifier.model = _checkpoint(folder)
     difference = float(np.abs(classifier.logits(texts) - expected).max())
     if not difference <= TOLERANCE:  # also when it is not a number
         raise ExportError(

@@ -1,8 +1,8 @@
 """Does an exported file read and predict as the merged model does?
 
 Blocking: token ids of every held-out text and of every probe without a known difference; on the held-out rows, the
-share predicted alike per quantisation, and for F16 the logits themselves. Known differences of llama.cpp's WordPiece are
-reported.
+share predicted alike per quantisation, and for F16 the logits themselves. What llama.cpp is known to read in another
+way is reported.
 """
 
 from __future__ import annotations
