@@ -76,7 +76,7 @@ def letters() -> Callable[..., list[Row]]:
         )
         return [
             {
-                "text": f"Question {n}: my {words[n % 10]} {words[n // 10 % 10]} number {n * 7919} is not what I ordered",
+                "text": f"Question {n}: my {words[n % 10]} {words[n // 10 % 10]} no {n * 7919} is not what I ordered",
                 "label": "billing" if n % 2 else "shipping",
                 "group": f"customer-{n}",
             }

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from pipelines.catalog import examples, now
 from pipelines.labels.snapshot import freeze_training_set
 from pipelines.labels.trigger import (
     Decision,
@@ -188,17 +186,21 @@ def test_the_batch_stays_the_same_until_training_succeeds_or_as_much_again_has_c
     assert untrained(inbox.catalog, "mail", minimum=10).batch_id != batch
 
 
-def test_the_count_reads_the_index_alone(inbox: Any) -> None:
+def test_the_count_is_one_query_that_reads_the_index_alone(inbox: Any, letters: Letters) -> None:
     """T4."""
-    row = {
-        "use_case": "mail", "text": "some text " * 20, "labels": ["a"], "group": "g", "split": "train",
-        "origin": "human", "location": "a:1", "raw": "{}", "state": "accepted", "reasons": [], "suite": "s",
-        "received_at": now(),
-    }  # fmt: skip
-    many = [{**row, "example_id": f"{n:064x}", "trained_at": now() if n % 2 else None} for n in range(50_000)]
-    with inbox.catalog.begin() as connection:
-        connection.execute(sa.insert(examples), many)
-    untrained(inbox.catalog, "mail", minimum=50)
-    started = time.perf_counter()
-    assert untrained(inbox.catalog, "mail", minimum=50).count == 25_000
-    assert time.perf_counter() - started < 0.05
+    inbox.write("a.jsonl", *letters(60))
+    inbox.take_in()
+    asked: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        asked.append((statement, parameters))
+
+    sa.event.listen(inbox.catalog, "before_cursor_execute", note)
+    assert untrained(inbox.catalog, "mail", minimum=50).count == 60
+    sa.event.remove(inbox.catalog, "before_cursor_execute", note)
+    ((statement, parameters),) = asked
+    with inbox.catalog.connect() as connection:
+        plan = [str(step[3]) for step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    reads = [step for step in plan if " examples" in step]
+    assert len(reads) == 2
+    assert all("USING COVERING INDEX examples_untrained" in step for step in reads)
