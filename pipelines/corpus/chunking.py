@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,7 +82,7 @@ def chunk_document(document: Document, counter: TokenCounter, *, chunk_tokens: i
     """
     texts: list[str] = []
     headings: list[tuple[str, ...]] = []
-    for section, after in zip(document.sections, [*document.sections[1:], None], strict=True):
+    for section, after in zip_longest(document.sections, document.sections[1:]):
         if not section.blocks and after is not None and after.headings[: len(section.headings)] == section.headings:
             continue  # a heading that only holds other headings stands at the head of their chunks
         found = _chunk_section(section, counter, chunk_tokens)

@@ -252,7 +252,7 @@ def _walk_markdown(text: str, outline: _Outline) -> None:
             case 0, "html_block":
                 outline.add(_without_tags(raw))
             case 1, "list_item_open":
-                outline.add(raw, tight=True)
+                outline.add(raw, tight=tokens[position - 1].type == "list_item_close")
             case 2, "tr_open":
                 cells = _cells(tokens, position)
                 if tokens[position - 1].type == "thead_open":
@@ -260,7 +260,7 @@ def _walk_markdown(text: str, outline: _Outline) -> None:
                     if not _has_rows(tokens, position):
                         outline.add(" | ".join(cells))
                 else:
-                    outline.add(_row(header, cells), tight=True)
+                    outline.add(_row(header, cells), tight=tokens[position - 1].type == "tr_close")
 
 
 def _plain(inline: Token) -> str:
