@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from pipelines.training.plots import loss_curve
 
 from assets.failures import permanent_failures
 from assets.metadata import picture
@@ -23,9 +22,10 @@ from pipelines.declaration import Declaration
 from pipelines.environment import REPOSITORY
 from pipelines.errors import TrainingError
 from pipelines.fingerprint import write_text_atomically
-from pipelines.labels.intake import mark_trained
+from pipelines.labels.trigger import mark_trained
 from pipelines.stores import Stores
 from pipelines.training.lora import TrainingJob
+from pipelines.training.plots import loss_curve
 from pipelines.training.progress import Progress, read_progress
 from pipelines.training.settings import FineTuneSettings
 
@@ -95,11 +95,12 @@ def _train_in_its_own_process(context: dg.AssetExecutionContext, job: TrainingJo
             raise
     messages = session.get_custom_messages()
     curve.show(messages)
-    adapters = [Path(message["adapter"]) for message in messages if "adapter" in message]
+    adapters = [Path(message["artifact"]) for message in messages if "artifact" in message]
     if process.returncode != 0 or not adapters:
+        said = next((message["error"] for message in messages if "error" in message), "its output is in the run's logs")
         raise TrainingError(
-            f"training ended with status {process.returncode} and no adapter; its output is in the run's stdout and "
-            f"stderr. Run it again by hand: python -m pipelines.training {job_file}"
+            f"training ended with status {process.returncode} and no adapter: {said}. "
+            f"To try it by hand: python -m pipelines.training {job_file}"
         )
     return adapters[-1]
 

@@ -8,11 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
-from pipelines.corpus.sync import SyncReport, serve_index, sync_source
 
 from assets.failures import RETRY, permanent_failures
 from assets.metadata import table
 from pipelines.corpus.settings import FolderSource, TableSource
+from pipelines.corpus.sync import SyncReport, serve_index, sync_source
 from pipelines.declaration import Declaration
 from pipelines.stores import Stores
 

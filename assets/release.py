@@ -6,16 +6,19 @@ exporting asset is skipped, and what depends on it with it.
 Concept: https://docs.dagster.io/guides/build/assets
 """
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
+
+from assets.failures import permanent_failures
+from assets.metadata import picture, table
+from pipelines import artifacts
+from pipelines.declaration import Declaration
 from pipelines.evaluation.suite import evaluate
 from pipelines.release.export import export
 from pipelines.release.registry import champion, publish
-
-from assets.failures import permanent_failures
-from pipelines import artifacts
-from pipelines.declaration import Declaration
 from pipelines.stores import Stores
 
 COMPUTE_POOL = "compute"
@@ -57,7 +60,16 @@ def evaluation_report_asset(declaration: Declaration) -> dg.AssetsDefinition:
                 progress=context.log.info,
             )
             artifacts.record(stores.catalog, use_case, "evaluation_report", report)
-        return dg.MaterializeResult(metadata={}, check_results=[])
+        verdict = report.manifest["verdict"]
+        return dg.MaterializeResult(
+            metadata=_evaluation_metadata(report),
+            data_version=dg.DataVersion(report.fingerprint),
+            check_results=[
+                dg.AssetCheckResult(
+                    check_name="gate", passed=verdict["passed"], description=" ".join(verdict["reasons"])
+                )
+            ],
+        )
 
     return evaluation_report
 
@@ -94,7 +106,7 @@ def gguf_model_asset(declaration: Declaration) -> dg.AssetsDefinition:
                 progress=context.log.info,
             )
             artifacts.record(stores.catalog, use_case, "gguf_model", gguf)
-        yield dg.MaterializeResult(metadata={})
+        yield dg.MaterializeResult(metadata=_gguf_metadata(gguf), data_version=dg.DataVersion(gguf.fingerprint))
 
     return gguf_model
 
@@ -141,6 +153,53 @@ def published_model_asset(declaration: Declaration) -> dg.AssetsDefinition:
                 registry_url=stores.environment.registry_url,
             )
         context.log.info(f"{use_case} serves {version.version}")
-        return dg.MaterializeResult(metadata={})
+        return dg.MaterializeResult(
+            metadata={
+                "version": version.version,
+                "dagster/uri": str(version.path),
+                "fingerprint": version.fingerprint,
+                "model_card": dg.MetadataValue.md((version.path / "README.md").read_text(encoding="utf-8")),
+            },
+            data_version=dg.DataVersion(version.fingerprint),
+        )
 
     return published_model
+
+
+def _evaluation_metadata(report: artifacts.Artifact) -> dict[str, Any]:
+    details = json.loads((report.path / "report.json").read_text(encoding="utf-8"))
+    scores: dict[str, dict[str, float]] = report.manifest["scores"]
+    metrics = list(scores["candidate"])
+    classes = {who: {row["category"]: row for row in found["per_class"]} for who, found in details["scores"].items()}
+    return {
+        "dagster/row_count": report.manifest["rows"],
+        "dagster/uri": str(report.path),
+        "verdict": " ".join(report.manifest["verdict"]["reasons"]),
+        **{f"{who}_{metric}": value for who, found in scores.items() for metric, value in found.items()},
+        "scores": table(
+            ("model", *metrics), [(who, *(found[name] for name in metrics)) for who, found in scores.items()]
+        ),
+        "per_class_f1": table(
+            ("category", "rows", *classes),
+            [
+                (name, row["support"], *(classes[who][name]["f1"] for who in classes))
+                for name, row in classes["candidate"].items()
+            ],
+        ),
+        "confusion": picture((report.path / "confusion.png").read_bytes(), "candidate on the held-out rows"),
+    }
+
+
+def _gguf_metadata(gguf: artifacts.Artifact) -> dict[str, Any]:
+    quantisations: dict[str, dict[str, Any]] = gguf.manifest["quantisations"]
+    columns = ("file_type", "size", "agreement", "max_logit_difference")
+    return {
+        "dagster/uri": str(gguf.path),
+        **{f"{name}_agreement": found["agreement"] for name, found in quantisations.items()},
+        **{f"{name}_bytes": found["size"] for name, found in quantisations.items()},
+        "parity": table(
+            ("quantisation", *columns),
+            [(name, *(found[column] for column in columns)) for name, found in quantisations.items()],
+        ),
+        "size_against_agreement": picture((gguf.path / "parity.png").read_bytes(), "size against agreement"),
+    }

@@ -10,7 +10,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DOMAINS = ("corpus", "labels", "training", "evaluation", "release")
 ORCHESTRATION = ("definitions", "use_case", "jobs", "schedules")
-HEAVY = ("torch", "transformers", "sentence_transformers", "great_expectations", "peft", "sklearn", "pandas", "llama_cpp")
+HEAVY = (
+    "torch",
+    "transformers",
+    "sentence_transformers",
+    "great_expectations",
+    "peft",
+    "sklearn",
+    "pandas",
+    "llama_cpp",
+)
 
 
 def imports_of(path: Path) -> set[str]:

@@ -9,7 +9,7 @@ import pytest
 from tests.orchestration.harness import Dagster
 
 SPECS = {
-    "kettle.md": "---\ntitle: Boilwell kettle\nprice_eur: 49\n---\n# Boilwell kettle\n\nBoils 1.7 litres in 190 seconds.\n",
+    "kettle.md": "---\ntitle: Boilwell kettle\nprice_eur: 49\n---\n# Boilwell\n\nBoils 1.7 litres in 190 seconds.\n",
     "toaster.md": "---\ntitle: Crustline toaster\n---\n# Crustline toaster\n\nTwo slots, 900 watts, crumb tray.\n",
 }
 PARTS = "part_number,name,fits,price_eur,stock_status,material,dimensions_mm,weight_g,notes,updated_at\n"

@@ -1,0 +1,211 @@
+"""The training loop through Dagster: real checks, a real LoRA training in its own process, real GGUF files."""
+
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import dagster as dg
+import psutil
+import pytest
+
+from pipelines.declaration import Declaration
+from pipelines.environment import Environment
+from pipelines.release.classifier import GgufClassifier
+from pipelines.release.registry import champion, versions
+from pipelines.stores import Stores
+from pipelines.use_case import UseCase
+from resources.stores import StoresResource
+from tests.orchestration.harness import Dagster, checks, failures
+
+SUBJECTS = ("the shipment", "a parcel", "my order", "the delivery", "one package", "the box")
+SENTENCES = {
+    "late": ("{} should have come on {}", "still no sign of {} since {}", "{} was due {} and is nowhere"),
+    "broken": ("{} arrived cracked on {}", "on {1} I found {0} dented and leaking", "{} came in pieces {}"),
+    "refund": (
+        "I want my money back for {} from {}",
+        "please repay me for {} of {}",
+        "return the price of {} of {}",
+    ),
+}
+DAYS = ("Monday", "Tuesday", "Friday", "the first of May", "the tenth", "last week")
+
+
+def rows(count: int, *, seed: int = 0, wrong: float = 0.0) -> list[dict[str, Any]]:
+    """Examples of three kinds of complaint; a share of labels may be wrong on purpose."""
+    chosen = random.Random(seed)
+    found: dict[str, dict[str, Any]] = {}
+    while len(found) < count:
+        label = chosen.choice(sorted(SENTENCES))
+        text = chosen.choice(SENTENCES[label]).format(chosen.choice(SUBJECTS), chosen.choice(DAYS))
+        said = chosen.choice(sorted(SENTENCES)) if chosen.random() < wrong else label
+        found[text] = {"text": text, "label": said, "group": f"{label}-{text}"}
+    return list(found.values())
+
+
+def write(path: Path, examples: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in examples), encoding="utf-8")
+
+
+ATTRIBUTES: dict[str, Any] = {
+    "name": "complaints",
+    "labels": {"url": "labels", "minimum_accepted": 60, "minimum_new": 20, "validation_share": 0.0},
+    "fine_tune": {"epochs": 3, "maximum_tokens": 32, "lora": {"rank": 4, "alpha": 8}},
+    "evaluation": {"held_out_share": 0.3, "gate": {"minimum_rows": 10}},
+    "release": {"quantisations": ["F16", "Q8_0"]},
+}
+
+
+class Complaints(Dagster):
+    """A small use case with labels and fine-tuning, and no sources."""
+
+    def __init__(self, instance: dg.DagsterInstance, folder: Path, **changes: Any) -> None:
+        self.instance = instance
+        self.folder = folder
+        self.change(**changes)
+
+    def change(self, **changes: Any) -> None:
+        """Load the definitions again, with other attributes."""
+        attributes = {**ATTRIBUTES, **changes}
+        component: Any = UseCase.model_validate(attributes)
+        built = component.build_defs(SimpleNamespace(path=self.folder / "complaints"))
+        self.definitions = dg.Definitions.merge(built, dg.Definitions(resources={"stores": StoresResource()}))
+
+    @property
+    def labels(self) -> Path:
+        return self.folder / "complaints" / "labels" / "first.jsonl"
+
+    def served(self) -> str | None:
+        version = champion(Environment().registry_url, "complaints")
+        return None if version is None else version.version
+
+    def skipped(self, result: dg.ExecuteInProcessResult) -> set[str]:
+        return {str(event.step_key) for event in result.get_step_skipped_events()}
+
+
+@pytest.fixture
+def complaints(freshet_home: Path, tmp_path: Path) -> Iterator[Complaints]:
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        use_case = Complaints(instance, tmp_path)
+        write(use_case.labels, rows(100))
+        yield use_case
+
+
+def test_labels_become_a_published_model_a_tie_is_refused_and_a_rollback_has_nothing_to_go_back_to(
+    complaints: Complaints,
+) -> None:
+    """T6, T16: one long story, because each step needs the one before."""
+    result = complaints.run("complaints_retrain")
+    assert result.success, failures(result)
+    assert checks(result) == {"enough_good_examples": True, "no_leakage": True, "gate": True, "parity": True}
+    assert complaints.served() == "v1"
+
+    observations = result.get_asset_observation_events()
+    losses = [event.asset_observation_data.asset_observation.metadata["loss"].value for event in observations]
+    assert losses, "the loss is visible while it trains"
+    figures = complaints.metadata("complaints", "evaluation_report")
+    assert figures["candidate_macro_f1"] >= figures["base_macro_f1"]
+    assert "data:image/png" in figures["confusion"]
+    assert "data:image/png" in complaints.metadata("complaints", "lora_adapter")["loss_curve"]
+    assert complaints.metadata("complaints", "gguf_model")["F16_agreement"] == 1.0
+    version = champion(Environment().registry_url, "complaints")
+    assert version is not None
+    classifier = GgufClassifier(version.gguf("Q8_0"))
+    assert classifier.predict(["please repay me for the whole of it"]) == [["refund"]]
+
+    again = complaints.run("complaints_retrain")
+    assert again.success, "a refusal is an ordinary outcome: " + failures(again)
+    assert checks(again)["gate"] is False
+    assert {"complaints__published_model"} <= complaints.skipped(again)
+    assert not again.asset_materializations_for_node("complaints__gguf_model")
+    assert complaints.served() == "v1"
+    assert len(versions(Environment().registry_url, "complaints")) == 1
+
+    alone = complaints.run("complaints_retrain", asset_selection=[dg.AssetKey(["complaints", "published_model"])])
+    assert not alone.success, "in a run of its own, no check stops it: the stored verdict does"
+    assert "GateRefusedError" in failures(alone)
+
+    back = complaints.run("complaints_rollback")
+    assert not back.success
+    assert "rolled back" in failures(back)
+    assert complaints.served() == "v1"
+
+
+def test_a_deliberately_bad_model_is_not_published(complaints: Complaints) -> None:
+    """T7: labels at random teach nothing."""
+    write(complaints.labels, rows(100, wrong=1.0))
+    complaints.change(evaluation={"held_out_share": 0.3, "gate": {"minimum_rows": 10, "minimum_score": 0.7}})
+    result = complaints.run("complaints_retrain")
+    assert result.success, failures(result)
+    assert checks(result)["gate"] is False
+    assert complaints.served() is None
+
+
+def test_too_many_bad_rows_stop_the_run_before_anything_is_trained(complaints: Complaints) -> None:
+    write(complaints.labels, rows(70) + [{"text": "", "label": "late", "group": f"g{n}"} for n in range(70)])
+    result = complaints.run("complaints_retrain")
+    assert not result.success
+    assert checks(result) == {"enough_good_examples": False}
+    assert "quarantined" in complaints.metadata("complaints", "labelled_examples")
+    assert not result.asset_materializations_for_node("complaints__training_set")
+
+
+def test_near_copies_across_splits_stop_the_run(complaints: Complaints) -> None:
+    """T1"""
+    text = "the parcel with the blue kettle and two cups should have come on {} and nobody answers the telephone"
+    leaked = [
+        {"text": text.format("Monday"), "label": "late", "group": "a", "split": "train"},
+        {"text": text.format("Monday evening"), "label": "late", "group": "b", "split": "test"},
+    ]
+    write(complaints.labels, rows(100) + leaked)
+    result = complaints.run("complaints_retrain")
+    assert not result.success
+    assert checks(result)["no_leakage"] is False
+    assert not result.asset_materializations_for_node("complaints__lora_adapter")
+
+
+def kill_training(parent: psutil.Process) -> None:
+    """Wait for the training process below ``parent``, let it get to work, and kill it."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in parent.children(recursive=True):
+            if "pipelines.training" in child.cmdline():
+                time.sleep(8)  # importing takes some seconds; it would train for minutes
+                child.kill()
+                return
+        time.sleep(0.2)
+
+
+def test_a_training_that_is_killed_fails_the_run_and_the_next_run_starts_right(complaints: Complaints) -> None:
+    """T8"""
+    killer = threading.Thread(target=kill_training, args=(psutil.Process(),))
+    killer.start()
+    complaints.change(fine_tune={**ATTRIBUTES["fine_tune"], "epochs": 500})
+    failed = complaints.run("complaints_retrain")
+    killer.join(timeout=60)
+    assert not failed.success
+    assert "TrainingError" in failures(failed)
+    with Stores(Environment()).catalog.connect() as connection:
+        assert connection.exec_driver_sql("select count(*) from examples where trained_at is not null").scalar() == 0
+    complaints.change()
+    result = complaints.run("complaints_retrain")
+    assert result.success, failures(result)
+    assert complaints.served() == "v1"
+
+
+def test_a_base_model_that_does_not_exist_fails_with_what_is_allowed(complaints: Complaints) -> None:
+    """T13"""
+    complaints.change(fine_tune={"base_model": "no-such-model"})
+    result = complaints.run("complaints_retrain")
+    assert not result.success
+    assert "'no-such-model'" in failures(result)
+
+
+def test_labels_alone_are_a_use_case() -> None:
+    declaration = Declaration.model_validate({"name": "complaints", "labels": {"url": "labels"}})
+    assert declaration.fine_tune is None
