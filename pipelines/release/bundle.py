@@ -150,7 +150,7 @@ def modelfile(gguf: Artifact) -> str:
     served = facts["quantisations"][facts["settings"]["serve"]]["file"]
     return (
         "# This file holds a text classifier (pooling type RANK), not a model that writes text. There is no template,\n"
-        "# no stop token and nothing to chat with; what applies is the file and the number of tokens it was trained on.\n"
+        "# no stop token and nothing to chat with: what applies is the file, and how many tokens it was trained on.\n"
         "# Ollama has no call that returns label scores: use Freshet's GgufClassifier, or llama.cpp.\n"
         f"FROM ./{served}\n"
         f"PARAMETER num_ctx {facts['maximum_tokens']}\n"
