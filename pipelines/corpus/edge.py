@@ -11,7 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.corpus.index import DENSE, KEYWORD_FIELDS, Collection, Found, Point, Query, StoredPoint, VectorIndex
+from pipelines.corpus.index import (
+    DENSE,
+    KEYWORD_FIELDS,
+    Collection,
+    Found,
+    Point,
+    Query,
+    StoredPoint,
+    VectorIndex,
+    stored_fields,
+)
 from pipelines.errors import ArtifactError, ConfigError, LockedError, NotBuiltError
 
 if TYPE_CHECKING:
@@ -146,7 +156,7 @@ class EdgeCollection(Collection):
 
         return int(self._shard.count(qe.CountRequest(filter=None if source is None else _filter(source))))
 
-    def scan(self, source: str | None = None) -> Iterator[StoredPoint]:
+    def scan(self, source: str | None = None, *, with_text: bool = False) -> Iterator[StoredPoint]:
         """Page by page."""
         import qdrant_edge as qe
 
@@ -156,7 +166,7 @@ class EdgeCollection(Collection):
                 offset=offset,
                 limit=_PAGE,
                 filter=condition,
-                with_payload=["source", "document_id", "content_hash"],
+                with_payload=stored_fields(with_text=with_text),
                 with_vector=False,
             )
             records, offset = self._shard.scroll(request)

@@ -38,12 +38,19 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class StoredPoint:
-    """What an audit needs to know of a point."""
+    """A point without its vector."""
 
     point_id: str
     source: str
     document_id: str
     content_hash: str
+    text: str | None = None
+    """Only where it was asked for."""
+
+
+def stored_fields(*, with_text: bool) -> list[str]:
+    """Payload fields that a ``StoredPoint`` is made of."""
+    return ["source", "document_id", "content_hash", *(["text"] if with_text else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,7 @@ class Collection(ABC):
         """Points of one source, or all."""
 
     @abstractmethod
-    def scan(self, source: str | None = None) -> Iterator[StoredPoint]:
+    def scan(self, source: str | None = None, *, with_text: bool = False) -> Iterator[StoredPoint]:
         """Every point of one source, or all."""
 
     @abstractmethod

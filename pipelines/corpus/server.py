@@ -8,7 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pipelines.corpus.index import DENSE, KEYWORD_FIELDS, Collection, Found, Point, Query, StoredPoint, VectorIndex
+from pipelines.corpus.index import (
+    DENSE,
+    KEYWORD_FIELDS,
+    Collection,
+    Found,
+    Point,
+    Query,
+    StoredPoint,
+    VectorIndex,
+    stored_fields,
+)
 from pipelines.errors import ConfigError, NotBuiltError, TransientError
 
 if TYPE_CHECKING:
@@ -107,7 +117,7 @@ class ServerCollection(Collection):
         """Exact."""
         return self._client.count(self._name, None if source is None else _filter(source), exact=True).count
 
-    def scan(self, source: str | None = None) -> Iterator[StoredPoint]:
+    def scan(self, source: str | None = None, *, with_text: bool = False) -> Iterator[StoredPoint]:
         """Page by page."""
         condition, offset = None if source is None else _filter(source), None
         while True:
@@ -116,7 +126,7 @@ class ServerCollection(Collection):
                 condition,
                 limit=_PAGE,
                 offset=offset,
-                with_payload=["source", "document_id", "content_hash"],
+                with_payload=stored_fields(with_text=with_text),
                 with_vectors=False,
             )
             for record in records:

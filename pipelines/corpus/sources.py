@@ -30,7 +30,7 @@ from pipelines.fingerprint import fingerprint
 
 _TABLES = (".csv", ".json", ".jsonl", ".ndjson")
 _LONGEST_ID = 1024
-_SETTLED_SECONDS = 0.05  # a file younger than this may be written again within the same tick of the clock
+_SETTLED_SECONDS = 0.02  # a file younger than this may be written again within the same tick of the clock
 
 
 @dataclass(frozen=True, slots=True)
