@@ -10,8 +10,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# GNU OpenMP, in torch and llama.cpp alike, lets idle threads spin for long: two processes that share the cores then take
-# nine times as long. It reads this when it is loaded, so it is set before anything of ours imports either.
+# GNU OpenMP, in torch and llama.cpp alike, lets waiting threads spin: two processes that share the cores then take nine
+# times as long. It reads this when it is loaded, so it is set before anything of ours imports either.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
