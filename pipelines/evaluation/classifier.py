@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,20 +51,74 @@ def base_model(folder: Path, categories: Sequence[str], *, multi_label: bool) ->
     return model, sorted({key.rpartition(".")[0] for key in loading["missing_keys"]})
 
 
+def logistic_regression(features: Any, labels: Any, categories: int, *, penalty: float = 1.0) -> tuple[Any, Any]:
+    """Weight (categories, features) and bias of a logistic regression with an L2 penalty, by full-batch L-BFGS.
+
+    ``features`` is a float tensor (rows, width); ``labels`` holds an index a row, or a float (rows, categories) with
+    several labels. Unlike scikit-learn's it takes a category without a row.
+    """
+    import torch
+
+    weight = torch.zeros(categories, features.shape[1], requires_grad=True)
+    bias = torch.zeros(categories, requires_grad=True)
+    loss = (
+        torch.nn.functional.cross_entropy if labels.dim() == 1 else torch.nn.functional.binary_cross_entropy_with_logits
+    )
+    labels_a_row = 1 if labels.dim() == 1 else categories  # the latter's mean is over rows and categories
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        fit = loss(features @ weight.T + bias, labels) * labels_a_row
+        value: torch.Tensor = fit + 0.5 * penalty * weight.square().sum() / len(features)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Only errors, and no progress bars."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def run_model(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    read: Callable[[Any, Any], Any],
+    *,
+    maximum_tokens: int,
+    batch_size: int = 32,
+) -> Floats:
+    """What ``read`` takes from the model's output and the attention mask: float32 (texts, width), in their order."""
+    import numpy as np
+    import torch
+
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # alike lengths pad least
+    parts = []
+    for start in range(0, len(order), batch_size):
+        batch = [texts[index] for index in order[start : start + batch_size]]
+        encoded = tokenizer(batch, truncation=True, max_length=maximum_tokens, padding=True, return_tensors="pt")
+        encoded = encoded.to(model.device)
+        with torch.inference_mode():
+            parts.append(read(model(**encoded), encoded["attention_mask"]).float().cpu().numpy())
+    if not parts:
+        return np.zeros((0, model.config.num_labels), dtype=np.float32)
+    result = np.concatenate(parts)
+    return np.asarray(result[np.argsort(order)])
 
 
 @dataclass(slots=True)
@@ -82,23 +136,14 @@ class Classifier:
 
     def logits(self, texts: Sequence[str], *, batch_size: int = 32) -> Floats:
         """Float32 (texts, categories), in the order of ``categories``."""
-        import numpy as np
-        import torch
-
-        result = np.zeros((len(texts), len(self.categories)), dtype=np.float32)
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # alike lengths pad least
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            encoded = self.tokenizer(
-                [texts[index] for index in batch],
-                truncation=True,
-                max_length=self.maximum_tokens,
-                padding=True,
-                return_tensors="pt",
-            ).to(self.model.device)
-            with torch.inference_mode():
-                result[batch] = self.model(**encoded).logits.float().cpu().numpy()
-        return result
+        return run_model(
+            self.model,
+            self.tokenizer,
+            texts,
+            lambda output, _: output.logits,
+            maximum_tokens=self.maximum_tokens,
+            batch_size=batch_size,
+        )
 
     def probabilities(self, texts: Sequence[str]) -> Floats:
         """Float32 (texts, categories): softmax with one label a text, a sigmoid for each label with several."""
@@ -109,7 +154,7 @@ class Classifier:
         return self.decide(self.probabilities(texts))
 
     def decide(self, probabilities: Floats) -> list[list[str]]:
-        """The labels that ``probabilities`` (texts, categories) stand for: the most probable, or all above threshold."""
+        """The labels that ``probabilities`` (texts, categories) mean: the most probable, or all above threshold."""
         if not self.multi_label:
             return [[self.categories[index]] for index in probabilities.argmax(axis=1)]
         return [
@@ -132,6 +177,27 @@ def probabilities(logits: Floats, *, multi_label: bool) -> Floats:
     return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
 
 
+def base_folder(adapter: Artifact) -> Path:
+    """Folder of the base model that ``adapter`` was trained on, verified.
+
+    Raises:
+        ArtifactError: it is no adapter, or the base is another one now.
+        ConfigError: the base model is not there.
+    """
+    manifest = adapter.manifest
+    if manifest.get("kind") != "lora_adapter":
+        raise ArtifactError(f"{adapter.path} holds kind {manifest.get('kind')!r}, not 'lora_adapter'")
+    folder = model_folder(manifest["base_model"], manifest["base_revision"])
+    wanted, found = manifest["base_files"], base_hashes(folder)
+    differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if differing:
+        raise ArtifactError(
+            f"{adapter.path} was trained on another {manifest['base_model']!r}: {', '.join(differing)} in {folder} "
+            "differ; bring that base back, or train again"
+        )
+    return folder
+
+
 def load_classifier(adapter: Artifact) -> Classifier:
     """Put ``adapter`` on the base model that it was trained on.
 
@@ -144,17 +210,7 @@ def load_classifier(adapter: Artifact) -> Classifier:
     from safetensors.torch import load_file
     from transformers import AutoTokenizer
 
-    manifest = adapter.manifest
-    if manifest.get("kind") != "lora_adapter":
-        raise ArtifactError(f"{adapter.path} holds kind {manifest.get('kind')!r}, not 'lora_adapter'")
-    folder = model_folder(manifest["base_model"], manifest["base_revision"])
-    wanted, found = manifest["base_files"], base_hashes(folder)
-    differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    if differing:
-        raise ArtifactError(
-            f"{adapter.path} was trained on another {manifest['base_model']!r}: {', '.join(differing)} in {folder} "
-            "differ; bring that base back, or train again"
-        )
+    manifest, folder = adapter.manifest, base_folder(adapter)
     torch.set_num_threads(available_cores())
     with quiet_transformers():  # it would report the head as missing from the base: it comes with the adapter
         base, _ = base_model(folder, manifest["categories"], multi_label=manifest["multi_label"])

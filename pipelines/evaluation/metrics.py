@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     Indicators = NDArray[np.bool_]
-    Floats = NDArray[np.float64]
+    Floats = NDArray[np.floating[Any]]
 
 Metric = Literal["macro_f1", "micro_f1", "accuracy"]
 

@@ -33,4 +33,7 @@ class EvaluationSettings(Settings):
     held_out_share: float = Field(
         default=0.2, gt=0, lt=0.9, description="Share of groups that training never sees, fixed by a hash of the group."
     )
+    origins: tuple[Literal["human", "rule", "model"], ...] = Field(
+        default=("human",), min_length=1, description="Whose labels count in the evaluation."
+    )
     gate: GateSettings = Field(default=GateSettings(), description="When a candidate may replace the champion.")

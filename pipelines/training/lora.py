@@ -1,4 +1,4 @@
-"""LoRA fine-tuning of an encoder for classification (Hu et al., 2021, arXiv:2106.09685): peft on transformers' Trainer."""
+"""LoRA fine-tuning of an encoder for classification (Hu et al., 2021, arXiv:2106.09685), by peft and transformers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from typing import Any
 from pipelines.artifacts import MANIFEST, Artifact, load, seal, writing
 from pipelines.environment import available_cores
 from pipelines.errors import ArtifactError, ConfigError, ExamplesError, LockedError, TrainingError
-from pipelines.evaluation.classifier import Classifier, base_hashes, base_model, probabilities, quiet_transformers
+from pipelines.evaluation.classifier import (
+    Classifier,
+    base_hashes,
+    base_model,
+    logistic_regression,
+    probabilities,
+    quiet_transformers,
+)
 from pipelines.evaluation.metrics import best_threshold, score, scores
 from pipelines.fingerprint import fingerprint
 from pipelines.models import model_folder
@@ -26,6 +33,9 @@ from pipelines.training.settings import FineTuneSettings
 
 TRAINER = "1"
 """Version of what this module makes of equal inputs; part of the adapter's fingerprint."""
+
+PROBED_ROWS = 5_000
+"""Most training rows that the head's starting point is fitted on."""
 
 HEADS = {"pooler"}
 """Modules that are trained whole besides those that the base has no weights for (the classifier always is)."""
@@ -125,7 +135,7 @@ def _fit(
     set_seed(settings.seed)  # before the model: its head starts at random
     precision = "bf16" if _bf16_is_faster() else "fp32"
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-    model = _with_adapter(base, categories, settings, multi_label=multi_label)
+    model, missing = base_model(base, categories, multi_label=multi_label)
 
     def encoded(rows: Sequence[Row]) -> list[dict[str, Any]]:
         ids = tokenizer([row.text for row in rows], truncation=True, max_length=settings.maximum_tokens)["input_ids"]
@@ -150,6 +160,11 @@ def _fit(
         return {"score": float((chances.argmax(axis=1) == truth.argmax(axis=1)).mean())}
 
     data, watch = encoded(rows), recorder(progress, folder / "progress.jsonl", len(rows))
+    drawn = torch.randperm(len(data))[:PROBED_ROWS].tolist()
+    probed = sorted((data[index] for index in drawn), key=lambda row: len(row["input_ids"]))
+    batches = [padded(probed[start : start + 32]) for start in range(0, len(probed), 32)]
+    _start_head(model, batches, bf16=precision == "bf16")
+    model = _with_adapter(model, missing, settings)
     trainer = Trainer(
         model=model,
         args=_arguments(settings, folder, bf16=precision == "bf16", validate=bool(validation_rows)),
@@ -218,25 +233,52 @@ def _fit(
     }
 
 
-def _with_adapter(base: Path, categories: Sequence[str], settings: FineTuneSettings, *, multi_label: bool) -> Any:
-    """The base model with a fresh adapter: LoRA on its layers, heads and whatever the base lacks trained whole."""
+def _start_head(model: Any, batches: Sequence[dict[str, Any]], *, bf16: bool) -> None:
+    """Start from a linear probe instead of a random head (LP-FT: Kumar et al., 2022, arXiv:2202.10054).
+
+    A sentence encoder's pooler was never trained, so it starts as the identity, and the classifier as the logistic
+    regression on what reaches it. Without this, MiniLM spends its first epochs on predicting the categories' shares.
+    """
+    import torch
+
+    classifier = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    pooler = getattr(getattr(model.base_model, "pooler", None), "dense", None)
+    if pooler is not None and pooler.in_features == pooler.out_features:
+        torch.nn.init.eye_(pooler.weight)
+        torch.nn.init.zeros_(pooler.bias)
+    reached: list[torch.Tensor] = []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    hook = classifier.register_forward_pre_hook(lambda _module, inputs: reached.append(inputs[0].float().cpu()))
+    model.to(device).eval()
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
+        for batch in batches:
+            model(**{name: value.to(device) for name, value in batch.items() if name != "labels"})
+    hook.remove()
+    weight, bias = logistic_regression(
+        torch.cat(reached).clone(), torch.cat([batch["labels"] for batch in batches]), classifier.out_features
+    )
+    with torch.no_grad():
+        classifier.weight.copy_(weight)
+        classifier.bias.copy_(bias)
+
+
+def _with_adapter(model: Any, missing: Sequence[str], settings: FineTuneSettings) -> Any:
+    """``model`` with a fresh adapter: LoRA on its layers, and trained whole its heads and what the base lacked."""
     import torch
     from peft import LoraConfig, TaskType, get_peft_model
 
-    model, missing = base_model(base, categories, multi_label=multi_label)
     for module in model.base_model.modules():
         if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # its masks took half of a CPU's step, for nothing: the adapter is small, and has its own
+            module.p = 0.0  # drawing its masks took half of a CPU's step; the adapter is small and has a dropout
     leaves = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    whole = sorted({name.partition(".")[2] or name for name in missing} | (HEADS & leaves))
     targets = settings.lora.target_modules
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=settings.lora.rank,
-        lora_alpha=settings.lora.alpha,
+        lora_alpha=settings.lora.alpha,  # type: ignore[arg-type]  # any number works
         lora_dropout=settings.lora.dropout,
         target_modules=targets if targets == "all-linear" else list(targets),
-        modules_to_save=whole,
+        modules_to_save=sorted({*missing, *(HEADS & leaves)}),
     )
     try:
         return get_peft_model(model, config)
@@ -289,6 +331,6 @@ def _bf16_is_faster() -> bool:
     import torch
 
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(found.get("amx_bf16") or found.get("avx512_bf16"))

@@ -1,5 +1,7 @@
 """What a running training reports: to its caller about every second, and every point to ``progress.jsonl``."""
 
+# ruff: noqa: ARG002 - the signatures of the recorder are transformers'
+
 from __future__ import annotations
 
 import json
@@ -56,7 +58,7 @@ def recorder(report: Callable[[Progress], None], path: Path, rows: int) -> Any:
     from peft import get_peft_model_state_dict
     from transformers import TrainerCallback
 
-    class Recorder(TrainerCallback):  # type: ignore[misc]
+    class Recorder(TrainerCallback):
         def __init__(self) -> None:
             self.points: list[Progress] = []
             self.best: dict[str, Any] | None = None
@@ -64,15 +66,16 @@ def recorder(report: Callable[[Progress], None], path: Path, rows: int) -> Any:
             self._best_key = (float("-inf"), float("-inf"))
             self._started = self._reported = self._logged = time.monotonic()
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self._started = time.monotonic()
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             every = max(1, state.max_steps // POINTS_OF_A_CURVE)
             due = time.monotonic() - self._logged >= SECONDS_BETWEEN_REPORTS
             control.should_log = due or state.global_step % every == 0 or state.global_step == state.max_steps
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            logs: dict[str, float] = kwargs["logs"]
             if "loss" not in logs:  # an evaluation's, or the summary
                 return
             self._logged = time.monotonic()
@@ -91,15 +94,15 @@ def recorder(report: Callable[[Progress], None], path: Path, rows: int) -> Any:
                 )
             )
 
-        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **more: Any) -> None:
-            key = (metrics["eval_score"], -metrics["eval_loss"])
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            score, loss = kwargs["metrics"]["eval_score"], kwargs["metrics"]["eval_loss"]
+            key = (score, -loss)
             if key > self._best_key:
                 self._best_key, self.best_epoch = key, state.epoch
-                self.best = {name: value.clone() for name, value in get_peft_model_state_dict(more["model"]).items()}
-            validation = {"validation_loss": metrics["eval_loss"], "validation_score": metrics["eval_score"]}
-            self._add(replace(self.points[-1], step=state.global_step, epoch=round(state.epoch, 4), **validation))
+                self.best = {name: value.clone() for name, value in get_peft_model_state_dict(kwargs["model"]).items()}
+            self._add(replace(self.points[-1], validation_loss=loss, validation_score=score))
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             report(self.points[-1])
 
         def _add(self, point: Progress) -> None:

@@ -1,0 +1,72 @@
+"""Whether a candidate may be published: a pure decision on measured scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.evaluation.metrics import Difference
+from pipelines.evaluation.settings import GateSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The gate's decision, with its reasons in plain words."""
+
+    passed: bool
+    reasons: tuple[str, ...]
+    """Why it was refused, all of them; or, when it passed, what it passed on."""
+    metric: str
+    rows: int
+    candidate: float
+    base: float
+    champion: float | None
+    difference: Difference | None
+    """Candidate minus champion on the same rows; None without a champion."""
+
+
+def decide(
+    *,
+    rows: int,
+    candidate: float,
+    base: float,
+    champion: float | None,
+    difference: Difference | None,
+    settings: GateSettings,
+) -> Verdict:
+    """Judge a candidate by ``settings.metric``, every score (0 to 1) measured on the same ``rows`` held-out rows.
+
+    Against a champion the whole bootstrap interval of the difference has to lie above the margin, so that a tie never
+    promotes; without one the candidate has to be better than the untuned base.
+
+    Raises:
+        ValueError: a champion's score without a difference, or the other way round.
+    """
+    if (champion is None) != (difference is None):
+        raise ValueError(f"champion {champion} and difference {difference}: give both or neither")
+    metric, refusals = settings.metric.replace("_", "-"), []
+    if rows < settings.minimum_rows:
+        refusals.append(f"only {rows} held-out rows; at least {settings.minimum_rows} are needed to decide anything")
+    if candidate < settings.minimum_score:
+        refusals.append(f"{metric} {candidate:.3f} is below the minimum of {settings.minimum_score:.3f}")
+    if champion is None or difference is None:
+        compared = f"{metric} {candidate:.3f} against {base:.3f} of the untuned base, on {rows} rows; no champion yet"
+        if candidate <= base:
+            refusals.append(f"not better than the untuned base: {compared}")
+    else:
+        compared = (
+            f"{metric} {candidate:.3f} against {champion:.3f} of the champion, on the same {rows} rows: difference "
+            f"{difference.value:+.3f}, {settings.confidence:.0%} interval {difference.low:+.3f} to "
+            f"{difference.high:+.3f}, margin {settings.margin:.3f}"
+        )
+        if difference.low <= settings.margin:
+            refusals.append(f"not surely better than the champion: {compared}")
+    return Verdict(
+        passed=not refusals,
+        reasons=tuple(refusals) or (f"better: {compared}",),
+        metric=settings.metric,
+        rows=rows,
+        candidate=candidate,
+        base=base,
+        champion=champion,
+        difference=difference,
+    )
