@@ -65,5 +65,10 @@ class Environment(BaseSettings):
 
 
 def available_cores() -> int:
-    """Cores that this process may use; every process of ours sets its thread count from it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use; every process of ours sets its thread count from it.
+
+    ``OMP_NUM_THREADS`` lowers it: whoever sets it means it.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else cores
