@@ -57,8 +57,5 @@ class GgufClassifier:
 
     def predict(self, texts: Sequence[str]) -> list[list[str]]:
         """The labels of each text: the most probable, or all above their threshold."""
-        return self._rule().decide(self.probabilities(texts))
-
-    def _rule(self) -> Classifier:
-        """The rule that evaluation decided by."""
-        return Classifier(None, None, self.categories, self.multi_label, self.thresholds, self.model.maximum_tokens)
+        rule = Classifier(None, None, self.categories, self.multi_label, self.thresholds, self.model.maximum_tokens)
+        return rule.decide(self.probabilities(texts))  # by the rule that evaluation judged

@@ -14,8 +14,8 @@ from typing import Any
 
 from pipelines.artifacts import MANIFEST, Artifact, load, seal, writing
 from pipelines.errors import ArtifactError, ExportError, LockedError
+from pipelines.evaluation.classifier import base_folder
 from pipelines.fingerprint import fingerprint
-from pipelines.models import model_folder
 from pipelines.release.gguf import Header, convert, quantise
 from pipelines.release.merge import merge
 from pipelines.release.parity import compare, plot
@@ -87,7 +87,7 @@ def _export(
 ) -> dict[str, Any]:
     """Write the files to ``folder`` and return what the manifest says of them."""
     facts = adapter.manifest
-    base = model_folder(facts["base_model"], facts["base_revision"])
+    base = base_folder(adapter)
     licence = base_licence(base)
     _check_disk(folder, base)
     merged_folder = folder / "merged"

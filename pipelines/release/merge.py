@@ -8,8 +8,7 @@ from typing import Any
 
 from pipelines.artifacts import Artifact
 from pipelines.errors import ExportError
-from pipelines.evaluation.classifier import Classifier, load_classifier, quiet_transformers
-from pipelines.models import model_folder
+from pipelines.evaluation.classifier import Classifier, base_folder, load_classifier, quiet_transformers
 from pipelines.release.probes import PROBES
 
 PREFIX = "base_model.model."
@@ -50,7 +49,7 @@ def merge(adapter: Artifact, folder: Path) -> Classifier:
     model = classifier.merged().to("cpu", torch.float32)
     check_merged(
         load_file(adapter.path / "adapter_model.safetensors"),
-        base=_base_weights(model_folder(adapter.manifest["base_model"], adapter.manifest["base_revision"])),
+        base=_base_weights(base_folder(adapter)),
         merged=model.state_dict(),
         base_prefix=f"{model.base_model_prefix}.",
     )

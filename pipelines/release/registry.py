@@ -21,6 +21,9 @@ from urllib.parse import unquote, urlsplit
 
 from pipelines.artifacts import MANIFEST, Artifact, load, seal
 from pipelines.errors import ArtifactError, ConfigError, GateRefusedError, LockedError, NotBuiltError
+from pipelines.evaluation.gate import decide
+from pipelines.evaluation.metrics import Difference
+from pipelines.evaluation.settings import GateSettings
 from pipelines.fingerprint import file_sha256, write_json_atomically
 from pipelines.release.bundle import bundle
 
@@ -83,7 +86,8 @@ def publish(
 
     Raises:
         ArtifactError: an artifact is altered, or they do not belong together.
-        GateRefusedError: the report refuses this adapter, is about another one, or the files failed their comparison.
+        GateRefusedError: the report refuses this adapter, is about another one or compares with another champion than
+            the present one, or the files failed their comparison.
         ConfigError: the registry is no local folder.
         LockedError: another publisher holds the registry for long.
     """
@@ -94,6 +98,7 @@ def publish(
         for known in reversed(_versions(folder, use_case)):
             if known.fingerprint == gguf.fingerprint and _intact(known):
                 return _switch(folder, known)
+        check_champion(report, _pointer(folder), folder)
         number = max((_number(path) for path in _version_folders(folder)), default=0) + 1
         return _switch(folder, _write(folder, gguf, adapter, report, use_case=use_case, version=f"v{number}"))
 
@@ -125,11 +130,30 @@ def check_gate(gguf: Artifact, adapter: Artifact, report: Artifact, *, use_case:
             f"{adapter.fingerprint} as it is now; materialise evaluation_report again"
         )
     verdict = report.manifest["verdict"]
+    if verdict != _verdict_again(report):
+        raise ArtifactError(
+            f"the verdict in {report.path / MANIFEST} ({verdict}) does not follow from the scores in report.json; "
+            "materialise evaluation_report again"
+        )
     if verdict["passed"] is not True:
         raise GateRefusedError(f"the gate refused this adapter: {_reasons(verdict)} ({report.path})")
     parity = gguf.manifest["parity"]
     if parity["passed"] is not True:
         raise GateRefusedError(f"the exported files do not behave as before: {_reasons(parity)} ({gguf.path})")
+
+
+def check_champion(report: Artifact, pointer: Mapping[str, Any] | None, folder: Path) -> None:
+    """A new version must have been compared with the champion that it replaces.
+
+    Raises:
+        GateRefusedError: another version is served now than when the report was made.
+    """
+    served = None if pointer is None else _adapter_of(folder / str(pointer["version"]))
+    if report.manifest["champion"] != served:
+        raise GateRefusedError(
+            f"the report in {report.path} compares with the champion adapter {report.manifest['champion']}, and "
+            f"{served} is served now; materialise evaluation_report again"
+        )
 
 
 def champion(registry_url: str, use_case: str) -> PublishedVersion | None:
@@ -305,6 +329,25 @@ def _find(folder: Path, use_case: str, version: str) -> PublishedVersion:
 def _verified(found: PublishedVersion) -> PublishedVersion:
     load(found.path)
     return found
+
+
+def _verdict_again(report: Artifact) -> dict[str, Any]:
+    """The gate's decision on the scores that the report stores."""
+    try:
+        stored = json.loads((report.path / "report.json").read_text(encoding="utf-8"))["verdict"]
+        difference = stored["difference"]
+        verdict = decide(
+            **{name: stored[name] for name in ("rows", "candidate", "base", "champion")},
+            difference=None if difference is None else Difference(**difference),
+            settings=GateSettings.model_validate(report.manifest["settings"]["gate"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{report.path} holds no verdict that can be checked: {error!r}") from error
+    return {"passed": verdict.passed, "reasons": list(verdict.reasons)}
+
+
+def _adapter_of(path: Path) -> str:
+    return str(_read(path, path.parent.name).manifest["adapter"])
 
 
 def _intact(found: PublishedVersion) -> bool:

@@ -1,0 +1,43 @@
+"""One adapter, trained for real, and one export of it, for all tests of the release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.artifacts import Artifact
+from pipelines.release.export import export
+from pipelines.release.settings import ReleaseSettings
+from tests.pipelines.release.samples import no_progress, trained, write_report, write_training_set
+
+
+@pytest.fixture(scope="session")
+def training(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Artifact]:
+    """Training set and adapter, one label a text."""
+    folder = tmp_path_factory.mktemp("training")
+    training_set = write_training_set(folder / "training_set")
+    return training_set, trained(training_set, folder / "lora_adapter")
+
+
+@pytest.fixture(scope="session")
+def adapter(training: tuple[Artifact, Artifact]) -> Artifact:
+    return training[1]
+
+
+@pytest.fixture(scope="session")
+def gguf(training: tuple[Artifact, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The export of ``adapter``."""
+    return export(
+        training[1],
+        training[0],
+        settings=ReleaseSettings(),
+        folder=tmp_path_factory.mktemp("gguf_model"),
+        progress=no_progress,
+    )
+
+
+@pytest.fixture
+def report(adapter: Artifact, tmp_path: Path) -> Artifact:
+    """A passed verdict on ``adapter``, with nothing published yet."""
+    return write_report(tmp_path / "report", adapter)

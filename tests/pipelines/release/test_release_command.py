@@ -1,0 +1,41 @@
+"""``python -m pipelines.release``."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.artifacts import Artifact
+from pipelines.release.__main__ import main
+from pipelines.release.registry import publish
+from tests.pipelines.release.samples import USE_CASE, copied, write_report
+
+
+def test_a_user_can_list_promote_and_roll_back(
+    gguf: Artifact, adapter: Artifact, tmp_path: Path, freshet_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """T17"""
+    url = str(freshet_home / "registry")
+    publish(gguf, adapter, write_report(tmp_path / "r1", adapter), use_case=USE_CASE, registry_url=url)
+    judged = write_report(tmp_path / "r2", adapter, champion=adapter.fingerprint)
+    publish(copied(gguf, tmp_path / "g2", fingerprint="2" * 64), adapter, judged, use_case=USE_CASE, registry_url=url)
+    assert main(["list", USE_CASE]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:4] for line in lines] == ["  v1", "* v2"]
+    assert main(["rollback", USE_CASE]) == 0
+    assert capsys.readouterr().out == "notices serves v1\n"
+    assert main(["promote", USE_CASE, "v2"]) == 0
+    assert main(["rollback", USE_CASE, "v2"]) == 2
+    assert "champions before it: v1" in capsys.readouterr().err
+
+
+def test_what_cannot_be_done_is_said_and_returns_2(freshet_home: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "pipelines.release", "rollback", "nothing"], capture_output=True, text=True
+    )
+    assert ran.returncode == 2
+    assert ran.stderr == "NotBuiltError: nothing has no champion, so there is nothing to roll back from\n"
+    assert main(["list", "nothing"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["promote", "nothing"])
