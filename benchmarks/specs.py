@@ -15,6 +15,7 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -103,6 +104,7 @@ def put(version_folder: Path, folder: Path, most: int | None) -> None:
     folder.mkdir()
     for path in sorted(version_folder.glob("*.md"))[:most]:
         shutil.copyfile(path, folder / path.name)
+    time.sleep(0.1)  # a file that was written just now would be read once more, to be sure
 
 
 def expected(source: FolderSource, folder: Path, retrieval: RetrievalSettings) -> State:

@@ -123,6 +123,27 @@ def _unavailable(name: str, shown: str) -> Iterator[None]:
         raise SourceUnavailableError(f"source {name!r}: {shown} cannot be read now: {error!r}") from error
 
 
+def _all_files(files: Any, root: str) -> dict[str, dict[str, Any]]:
+    """Every file below ``root``; fsspec's own walk leaves out unreadable folders below the first, unsaid."""
+    if getattr(files, "async_impl", False):  # object stores list by prefix, in one go
+        listed: dict[str, dict[str, Any]] = files.find(root, detail=True)
+        return listed
+    found: dict[str, dict[str, Any]] = {}
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = files.ls(folder, detail=True)
+        except FileNotFoundError as error:
+            raise SourceUnavailableError(f"{folder} went away while it was listed: try again") from error
+        for info in entries:
+            if info["type"] == "directory":
+                folders.append(info["name"])
+            else:
+                found[info["name"]] = info
+    return found
+
+
 class FolderDocuments(Source):
     """Every matching file below a folder; its id is its path from there. Linked folders are not followed."""
 
@@ -134,15 +155,13 @@ class FolderDocuments(Source):
     def list(self) -> Sequence[Listed]:
         """Files in the order of their ids."""
         name, files, root = self._settings.name, self._location.files, self._location.path
-        # Unreadable folders raise; object stores list by prefix and raise by themselves.
-        options = {} if getattr(files, "async_impl", False) else {"on_error": "raise"}
         with _unavailable(name, self._location.shown):
             files.invalidate_cache()
             if files.isfile(root):
                 raise SourceError(f"source {name!r}: {self._location.shown} is a file; a folder source needs a folder")
             if not files.isdir(root):
                 raise FileNotFoundError(root)
-            found: dict[str, dict[str, Any]] = files.find(root, detail=True, **options)
+            found = _all_files(files, root)
         listed = []
         for path, info in sorted(found.items()):
             relative = path.removeprefix(root.rstrip("/")).lstrip("/")

@@ -271,6 +271,9 @@ class _Run:
             if held is not None and held.state != "writing" and held.content_hash == wanted.content_hash:
                 self.counts["unchanged"] += 1
                 touched.append(wanted)
+                if len(touched) >= _SQL_VALUES:
+                    self._refresh(touched)
+                    touched = []
             else:
                 if held is not None and held.content_hash:
                     self.counts["changed"] += 1
@@ -280,7 +283,7 @@ class _Run:
                 else:
                     self.counts["added"] += 1
                 batch.append(wanted)
-            if sum(len(each.chunks) for each in batch) >= batch_chunks:
+            if sum(len(each.chunks) or 1 for each in batch) >= batch_chunks:
                 self._write(batch)
                 progress(f"{self.name}: {done} of {len(self.plan.read)} read, {self.counts['written']} chunks written")
                 batch = []
