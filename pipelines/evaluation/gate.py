@@ -36,7 +36,8 @@ def decide(
     """Judge a candidate by ``settings.metric``, every score (0 to 1) measured on the same ``rows`` held-out rows.
 
     Against a champion the whole bootstrap interval of the difference has to lie above the margin, so that a tie never
-    promotes; without one the candidate has to be better than the untuned base.
+    promotes; without one, where publishing nothing is the alternative, the candidate must not be worse than the
+    untuned base.
 
     Raises:
         ValueError: a champion's score without a difference, or the other way round.
@@ -50,8 +51,8 @@ def decide(
         refusals.append(f"{metric} {candidate:.3f} is below the minimum of {settings.minimum_score:.3f}")
     if champion is None or difference is None:
         compared = f"{metric} {candidate:.3f} against {base:.3f} of the untuned base, on {rows} rows; no champion yet"
-        if candidate <= base:
-            refusals.append(f"not better than the untuned base: {compared}")
+        if candidate < base:
+            refusals.append(f"worse than the untuned base: {compared}")
     else:
         compared = (
             f"{metric} {candidate:.3f} against {champion:.3f} of the champion, on the same {rows} rows: difference "
@@ -62,7 +63,7 @@ def decide(
             refusals.append(f"not surely better than the champion: {compared}")
     return Verdict(
         passed=not refusals,
-        reasons=tuple(refusals) or (f"better: {compared}",),
+        reasons=tuple(refusals) or (f"{'better' if champion is not None else 'not worse'}: {compared}",),
         metric=settings.metric,
         rows=rows,
         candidate=candidate,
