@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,20 +34,23 @@ def base_hashes(folder: Path) -> dict[str, str]:
 def base_model(folder: Path, categories: Sequence[str], *, multi_label: bool) -> tuple[Any, list[str]]:
     """The base in ``folder`` with a classification head, in float32, and the modules whose weights it did not have."""
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     names = dict(enumerate(categories))
-    model, loading = AutoModelForSequenceClassification.from_pretrained(
+    safely: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(
         folder,
         num_labels=len(categories),
         id2label=names,
         label2id={name: index for index, name in names.items()},
         problem_type="multi_label_classification" if multi_label else "single_label_classification",
-        dtype=torch.float32,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
+        **safely,
+    )
+    for name in ("attention_probs_dropout_prob", "attention_dropout"):
+        if hasattr(config, name):
+            setattr(config, name, 0.0)  # drawing its masks takes longer on a CPU than the attention itself
+    model, loading = AutoModelForSequenceClassification.from_pretrained(
+        folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **safely
     )
     return model, sorted({key.rpartition(".")[0] for key in loading["missing_keys"]})
 
@@ -87,7 +91,9 @@ def quiet_transformers() -> Iterator[None]:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of one part of transformers about another
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
@@ -215,7 +221,10 @@ def load_classifier(adapter: Artifact) -> Classifier:
     with quiet_transformers():  # it would report the head as missing from the base: it comes with the adapter
         base, _ = base_model(folder, manifest["categories"], multi_label=manifest["multi_label"])
         model = PeftModel.from_pretrained(base, adapter.path, local_files_only=True).eval()
-    stored, loaded = load_file(adapter.path / "adapter_model.safetensors"), get_peft_model_state_dict(model)
+    stored, loaded = (
+        load_file(adapter.path / "adapter_model.safetensors"),
+        get_peft_model_state_dict(model, save_embedding_layers=False),
+    )
     lost = sorted(
         name
         for name in stored.keys() | loaded.keys()

@@ -57,7 +57,11 @@ def main(arguments: list[str]) -> int:
         if PipesEnvVarParamsLoader().is_dagster_pipes_process():  # type: ignore[no-untyped-call]
             with open_dagster_pipes():
                 context = PipesContext.get()
-                run(path, context.log.info, context.report_custom_message)
+                try:
+                    run(path, context.log.info, context.report_custom_message)
+                except FreshetError as error:
+                    context.report_custom_message({"error": f"{type(error).__name__}: {error}"})
+                    raise
         else:
             run(path, lambda line: print(line, flush=True), lambda _: None)
     except FreshetError as error:

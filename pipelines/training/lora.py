@@ -136,6 +136,8 @@ def _fit(
     precision = "bf16" if _bf16_is_faster() else "fp32"
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     model, missing = base_model(base, categories, multi_label=multi_label)
+    if precision == "bf16" and not torch.cuda.is_available() and settings.maximum_tokens <= 256:
+        model.set_attn_implementation("eager")  # a third faster there than the fused one, whose backward pass is slow
 
     def encoded(rows: Sequence[Row]) -> list[dict[str, Any]]:
         ids = tokenizer([row.text for row in rows], truncation=True, max_length=settings.maximum_tokens)["input_ids"]
@@ -153,11 +155,11 @@ def _fit(
         }
 
     def validation_score(prediction: Any) -> dict[str, float]:
-        truth = indicators([row.labels for row in validation_rows], categories)
-        chances = probabilities(prediction.predictions, multi_label=multi_label)
+        logits, labels = prediction.predictions, prediction.label_ids  # in the sampler's order, not in the rows'
         if multi_label:
-            return {"score": score(truth, chances >= 0.5, "micro_f1")}
-        return {"score": float((chances.argmax(axis=1) == truth.argmax(axis=1)).mean())}
+            chances = probabilities(logits, multi_label=True)
+            return {"score": score(labels.astype(bool), chances >= 0.5, "micro_f1")}
+        return {"score": float((logits.argmax(axis=1) == labels).mean())}
 
     data, watch = encoded(rows), recorder(progress, folder / "progress.jsonl", len(rows))
     drawn = torch.randperm(len(data))[:PROBED_ROWS].tolist()
@@ -264,12 +266,8 @@ def _start_head(model: Any, batches: Sequence[dict[str, Any]], *, bf16: bool) ->
 
 def _with_adapter(model: Any, missing: Sequence[str], settings: FineTuneSettings) -> Any:
     """``model`` with a fresh adapter: LoRA on its layers, and trained whole its heads and what the base lacked."""
-    import torch
     from peft import LoraConfig, TaskType, get_peft_model
 
-    for module in model.base_model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # drawing its masks took half of a CPU's step; the adapter is small and has a dropout
     leaves = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     targets = settings.lora.target_modules
     config = LoraConfig(

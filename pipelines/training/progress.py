@@ -99,7 +99,8 @@ def recorder(report: Callable[[Progress], None], path: Path, rows: int) -> Any:
             key = (score, -loss)
             if key > self._best_key:
                 self._best_key, self.best_epoch = key, state.epoch
-                self.best = {name: value.clone() for name, value in get_peft_model_state_dict(kwargs["model"]).items()}
+                state_dict = get_peft_model_state_dict(kwargs["model"], save_embedding_layers=False)
+                self.best = {name: value.clone() for name, value in state_dict.items()}
             self._add(replace(self.points[-1], validation_loss=loss, validation_score=score))
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

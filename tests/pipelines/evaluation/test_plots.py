@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.evaluation.metrics import scores
+from pipelines.evaluation.plots import class_bars, confusion, confusion_matrix
+from pipelines.training.plots import loss_curve
+from pipelines.training.progress import Progress
+
+
+def size(png: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(png)) as picture:
+        picture.load()
+        assert len(picture.convert("RGB").getcolors(maxcolors=1 << 24) or []) > 20
+        return picture.size
+
+
+@pytest.mark.parametrize("categories", [2, 12, 77])
+def test_a_confusion_matrix_is_drawn_at_any_size(categories: int) -> None:
+    rng = np.random.default_rng(1)
+    truth = np.eye(categories, dtype=bool)[rng.integers(categories, size=400)]
+    counts = confusion(truth, np.roll(truth, 1, axis=0))
+    assert counts.sum() == 400
+    names = [f"A rather long category name, number {number}" for number in range(categories)]
+    width, height = size(confusion_matrix(counts, names))
+    assert 300 < width < 2000
+    assert 250 < height < 2000
+
+
+def test_scores_by_category_are_drawn_as_bars() -> None:
+    truth = np.random.default_rng(1).random((60, 9)) < 0.3
+    width, height = size(
+        class_bars(scores(truth, truth[::-1], [f"category {number}" for number in range(9)]).per_class)
+    )
+    assert width > 600
+    assert height > 500
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_loss_curve_is_drawn_from_its_points(validated: bool) -> None:
+    points = [
+        Progress(step, 50, step / 10, 2 / step, 1e-3, 100.0, 10 * step, 1.0 * step, 50.0 - step)
+        for step in range(1, 51)
+    ]
+    if validated:
+        points.insert(10, Progress(10, 50, 1.0, 0.3, 1e-3, 100.0, 100, 10.0, 40.0, 0.4, 0.7))
+    assert size(loss_curve(points))[0] > 700
+    size(loss_curve(points[:1]))

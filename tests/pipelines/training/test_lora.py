@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from pipelines.artifacts import MANIFEST, Artifact, load, seal
+from pipelines.errors import ArtifactError, ConfigError, ExamplesError, LockedError
+from pipelines.evaluation.classifier import load_classifier
+from pipelines.models import BUNDLED, model_folder
+from pipelines.training.dataset import indicators, read_split, training_set_at
+from pipelines.training.lora import TrainingJob, adapter_fingerprint, train
+from pipelines.training.progress import Progress, read_progress
+from pipelines.training.settings import FineTuneSettings, LoraSettings
+
+QUICK = FineTuneSettings(epochs=3, batch_size=16, maximum_tokens=48, lora=LoraSettings(rank=4, alpha=8))
+
+
+def job_of(training_set: Artifact, output: Path, settings: FineTuneSettings = QUICK) -> TrainingJob:
+    return TrainingJob(use_case="shop", training_set=training_set.path, output=output, settings=settings)
+
+
+def ignore(_: Progress) -> None: ...
+
+
+def altered(artifact: Artifact, folder: Path, **facts: Any) -> Artifact:
+    """A copy whose manifest says something else, sealed again."""
+    shutil.copytree(artifact.path, folder)
+    (folder / MANIFEST).unlink()
+    seal(folder, {**{name: value for name, value in artifact.manifest.items() if name != "files"}, **facts})
+    return load(folder)
+
+
+def test_the_manifest_says_what_was_really_trained(small_set: Artifact, small_adapter: Artifact) -> None:
+    """T9"""
+    from transformers import AutoTokenizer
+
+    rows = read_split(small_set, "train")
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(BUNDLED, None))
+    tokens = sum(len(ids) for ids in tokenizer([row.text for row in rows])["input_ids"])
+    effective = small_adapter.manifest["effective"]
+    assert effective["rows"] == len(rows) == small_set.manifest["rows"]["train"]
+    assert effective["validation_rows"] == small_set.manifest["rows"]["validation"]
+    assert effective["epochs"] == 3
+    assert effective["steps"] == 3 * math.ceil(len(rows) / 16)
+    assert effective["tokens"] == 3 * tokens
+    assert effective["rows_cut"] == 0
+
+
+def test_the_manifest_names_everything_that_the_adapter_was_made_from(
+    small_set: Artifact, small_adapter: Artifact
+) -> None:
+    manifest = small_adapter.manifest
+    assert manifest["kind"] == "lora_adapter"
+    assert manifest["training_set"] == small_set.fingerprint
+    assert manifest["base_model"] == BUNDLED
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= manifest["base_files"].keys()
+    assert manifest["categories"] == ["delivery", "refund", "repair"]
+    assert manifest["settings"] == QUICK.model_dump(mode="json")
+    assert manifest["thresholds"] == {}
+    assert manifest["loss"]["last"] < manifest["loss"]["first"]
+    assert manifest["validation"]["rows"] == len(read_split(small_set, "validation"))
+    assert {"versions", "device", "precision", "threads", "seconds"} <= manifest.keys()
+
+
+def test_the_adapter_is_a_standard_one_and_holds_no_path_of_this_machine(small_adapter: Artifact) -> None:
+    names = {path.name for path in small_adapter.path.iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "progress.jsonl", MANIFEST} <= names
+    assert not {name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))}
+    config = json.loads((small_adapter.path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == BUNDLED
+    assert config["r"] == 4
+    places = (str(Path.cwd()), str(Path.home()) + "/", str(model_folder(BUNDLED, None)))
+    for path in small_adapter.path.glob("*.json*"):
+        text = path.read_text()
+        assert not [place for place in places if place in text], path.name
+
+
+def test_a_second_run_with_equal_inputs_trains_nothing(small_set: Artifact, small_adapter: Artifact) -> None:
+    points: list[Progress] = []
+    before = {path.name: path.stat().st_mtime_ns for path in small_adapter.path.iterdir()}
+    again = train(job_of(small_set, small_adapter.path.parent), progress=points.append)
+    assert again == small_adapter
+    assert points == []
+    assert before == {path.name: path.stat().st_mtime_ns for path in again.path.iterdir()}
+
+
+def test_base_training_set_and_settings_are_part_of_the_fingerprint(small_set: Artifact, multi_set: Artifact) -> None:
+    job, base = job_of(small_set, Path("out")), {"model.safetensors": "a"}
+    other = job.model_copy(update={"settings": QUICK.model_copy(update={"seed": 18})})
+    keys = [
+        adapter_fingerprint(job, small_set, base),
+        adapter_fingerprint(job, multi_set, base),
+        adapter_fingerprint(other, small_set, base),
+        adapter_fingerprint(job, small_set, {"model.safetensors": "b"}),
+    ]
+    assert len(set(keys)) == 4
+    assert adapter_fingerprint(job_of(small_set, Path("elsewhere")), small_set, base) == keys[0]
+
+
+def test_the_curve_reaches_the_last_step_and_its_validation_is_the_adapter_s(small_adapter: Artifact) -> None:
+    points = read_progress(small_adapter.path / "progress.jsonl")
+    effective = small_adapter.manifest["effective"]
+    assert points[-1].step == points[-1].steps == effective["steps"]
+    assert points[-1].tokens == effective["tokens"]
+    validated = [point for point in points if point.validation_score is not None]
+    assert [point.epoch for point in validated] == [1, 2, 3]
+    best = next(point for point in validated if point.epoch == effective["best_epoch"])
+    assert best.validation_score == max(point.validation_score or 0 for point in validated)
+    assert best.validation_score == pytest.approx(small_adapter.manifest["validation"]["accuracy"], abs=0.1)
+
+
+def test_a_finished_adapter_that_was_altered_is_not_accepted(small_adapter: Artifact, tmp_path: Path) -> None:
+    """T8"""
+    folder = tmp_path / "copy"
+    shutil.copytree(small_adapter.path, folder)
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    with pytest.raises(ArtifactError, match=r"adapter_model\.safetensors"):
+        load(folder)
+
+
+def test_training_that_is_ended_half_way_leaves_nothing(small_set: Artifact, tmp_path: Path) -> None:
+    """T8"""
+
+    def stop(_: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(job_of(small_set, tmp_path / "out"), progress=stop)
+    assert [path.name for path in (tmp_path / "out").iterdir()] in ([], [".training.lock"])
+
+
+def test_two_trainings_of_one_home_are_kept_apart(small_set: Artifact, tmp_path: Path) -> None:
+    """T5"""
+    with FileLock(tmp_path / ".training.lock"), pytest.raises(LockedError, match="another training holds"):
+        train(job_of(small_set, tmp_path), progress=ignore)
+
+
+def test_an_adapter_does_not_load_on_another_base(small_adapter: Artifact, tmp_path: Path) -> None:
+    """G5"""
+    files = {**small_adapter.manifest["base_files"], "model.safetensors": "0" * 64}
+    other = altered(small_adapter, tmp_path / "other", base_files=files)
+    with pytest.raises(ArtifactError, match=r"another 'all-MiniLM-L6-v2': model\.safetensors"):
+        load_classifier(other)
+
+
+def test_an_adapter_tensor_without_a_place_in_the_model_is_refused(small_adapter: Artifact, tmp_path: Path) -> None:
+    """G3"""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "other"
+    shutil.copytree(small_adapter.path, folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors["base_model.model.bert.encoder.layer.9.output.dense.lora_A.weight"] = torch.ones(4, 1536)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    other = altered(Artifact(folder, small_adapter.manifest), tmp_path / "sealed")
+    with pytest.raises(ArtifactError, match=r"layer\.9"):
+        load_classifier(other)
+
+
+def test_loading_twice_gives_equal_logits_and_merging_changes_every_target(small_adapter: Artifact) -> None:
+    """G1, T19"""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    texts = ["Where is the parcel with my umbrella?", "I want my money back.", "It broke."]
+    first, second = load_classifier(small_adapter), load_classifier(small_adapter)
+    logits = first.logits(texts)
+    assert logits.dtype == np.float32
+    assert logits.shape == (3, 3)
+    assert np.array_equal(logits, second.logits(texts))
+
+    folder = model_folder(BUNDLED, None)
+    base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3).eval()
+    merged = second.merged()
+    before, after = base.state_dict(), merged.state_dict()
+    tensors = json.loads((small_adapter.path / "adapter_config.json").read_text())["target_modules"]
+    targets = [name for name in after if name.endswith(".weight") and name.rsplit(".", 2)[-2] in tensors]
+    targets = [name for name in targets if ".encoder." in name and after[name].dim() == 2]
+    assert len(targets) == 6 * 6  # query, key, value and three dense layers in each of six
+    heads = ["bert.pooler.dense.weight", "classifier.weight", "classifier.bias"]
+    unchanged = [name for name in (*targets, *heads) if torch.equal(before[name], after[name])]
+    assert unchanged == []
+
+    second.model = merged
+    assert np.allclose(second.logits(texts), logits, atol=1e-4)
+    first.model = base
+    assert not np.allclose(first.logits(texts), logits, atol=1e-2)
+
+
+def test_texts_keep_their_order_whatever_their_length(small_set: Artifact, small_adapter: Artifact) -> None:
+    import numpy as np
+
+    classifier = load_classifier(small_adapter)
+    texts = [row.text for row in read_split(small_set, "test")]
+    together = classifier.logits(texts, batch_size=4)
+    one_by_one = np.concatenate([classifier.logits([text]) for text in texts])
+    assert np.allclose(together, one_by_one, atol=1e-4)
+    assert classifier.logits([]).shape == (0, 3)
+    assert np.allclose(classifier.probabilities(texts).sum(axis=1), 1, atol=1e-5)
+
+
+def test_the_adapter_learned_its_categories(small_set: Artifact, small_adapter: Artifact) -> None:
+    rows = read_split(small_set, "test")
+    predicted = load_classifier(small_adapter).predict([row.text for row in rows])
+    assert sum(list(row.labels) == found for row, found in zip(rows, predicted, strict=True)) >= 0.85 * len(rows)
+
+
+def test_several_labels_a_text(multi_set: Artifact, multi_adapter: Artifact) -> None:
+    from pipelines.evaluation.metrics import score
+
+    rows, categories = read_split(multi_set, "test"), multi_set.manifest["categories"]
+    thresholds = multi_adapter.manifest["thresholds"]
+    assert thresholds.keys() == set(categories)
+    assert all(0 < threshold < 1 for threshold in thresholds.values())
+    predicted = load_classifier(multi_adapter).predict([row.text for row in rows])
+    assert {len(found) for found in predicted} >= {1, 2}
+    truth = indicators([row.labels for row in rows], categories)
+    assert score(truth, indicators(predicted, categories), "micro_f1") >= 0.8
+
+
+def test_too_few_rows_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text("")
+    seal(folder, {"fingerprint": "f", "kind": "training_set", "categories": ["a", "b"], "multi_label": False})
+    with pytest.raises(ExamplesError, match="0 training rows in 2 categories"):
+        train(job_of(load(folder), tmp_path / "out"), progress=ignore)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "1", "text": "t", "labels": ["c"], "origin": "human"}', "'c' is not a category"),
+        ('{"id": "1", "text": "t", "labels": [], "origin": "human"}', "give one"),
+        ('{"id": "1", "labels": ["a"], "origin": "human"}', "line 1, is no row"),
+        ("{", "line 1, is no row"),
+    ],
+)
+def test_a_row_that_does_not_fit_its_manifest_is_an_error(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "train.jsonl").write_text(line + "\n")
+    seal(tmp_path, {"fingerprint": "f", "kind": "training_set", "categories": ["a", "b"], "multi_label": False})
+    with pytest.raises(ArtifactError, match=message):
+        read_split(load(tmp_path), "train")
+    with pytest.raises(ArtifactError, match=r"no test\.jsonl"):
+        read_split(load(tmp_path), "test")
+
+
+def test_what_is_no_training_set_is_refused(small_adapter: Artifact, tmp_path: Path) -> None:
+    """T13"""
+    seal(tmp_path, {"fingerprint": "f"})
+    with pytest.raises(ArtifactError, match="no categories, multi_label"):
+        training_set_at(tmp_path)
+    with pytest.raises(ArtifactError, match="never finished"):
+        training_set_at(tmp_path / "none")
+
+
+def test_layers_that_the_base_does_not_have_are_refused(small_set: Artifact, tmp_path: Path) -> None:
+    settings = QUICK.model_copy(update={"lora": LoraSettings(target_modules=("q_proj",))})
+    with pytest.raises(ConfigError, match=r"target_modules \('q_proj',\) do not fit 'all-MiniLM-L6-v2'"):
+        train(job_of(small_set, tmp_path, settings), progress=ignore)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
