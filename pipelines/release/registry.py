@@ -130,10 +130,10 @@ def check_gate(gguf: Artifact, adapter: Artifact, report: Artifact, *, use_case:
             f"{adapter.fingerprint} as it is now; materialise evaluation_report again"
         )
     verdict = report.manifest["verdict"]
-    if verdict != _verdict_again(report):
+    if verdict["passed"] is not _passes(report):
         raise ArtifactError(
-            f"the verdict in {report.path / MANIFEST} ({verdict}) does not follow from the scores in report.json; "
-            "materialise evaluation_report again"
+            f"the verdict in {report.path / MANIFEST}, passed: {verdict['passed']}, does not follow from the scores in "
+            "report.json; materialise evaluation_report again"
         )
     if verdict["passed"] is not True:
         raise GateRefusedError(f"the gate refused this adapter: {_reasons(verdict)} ({report.path})")
@@ -331,19 +331,18 @@ def _verified(found: PublishedVersion) -> PublishedVersion:
     return found
 
 
-def _verdict_again(report: Artifact) -> dict[str, Any]:
+def _passes(report: Artifact) -> bool:
     """The gate's decision on the scores that the report stores."""
     try:
         stored = json.loads((report.path / "report.json").read_text(encoding="utf-8"))["verdict"]
         difference = stored["difference"]
-        verdict = decide(
+        return decide(
             **{name: stored[name] for name in ("rows", "candidate", "base", "champion")},
             difference=None if difference is None else Difference(**difference),
             settings=GateSettings.model_validate(report.manifest["settings"]["gate"]),
-        )
+        ).passed
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{report.path} holds no verdict that can be checked: {error!r}") from error
-    return {"passed": verdict.passed, "reasons": list(verdict.reasons)}
 
 
 def _adapter_of(path: Path) -> str:

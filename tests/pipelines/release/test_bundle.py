@@ -38,7 +38,7 @@ def test_the_card_names_base_licence_data_metrics_and_limits(version: PublishedV
         "30 Q5_0",
         "not calibrated",
         "Hangul",
-        "better: macro-f1 0.900 against 0.700",
+        "macro-f1 0.900 against 0.700",
         *(f"`{name}`" for name in CATEGORIES),
     ):
         assert fact in card.content, fact

@@ -84,7 +84,7 @@ def test_a_passed_model_becomes_the_champion_and_answers(
 def test_a_refused_model_is_not_published(light: Artifact, adapter: Artifact, tmp_path: Path, url: str) -> None:
     """T6, T7: the stored verdict is read again, whatever ran before."""
     bad = write_report(tmp_path / "bad", adapter, candidate=0.5)
-    with pytest.raises(GateRefusedError, match="not better than the untuned base"):
+    with pytest.raises(GateRefusedError, match=r"macro-f1 0\.500 against 0\.700 of the untuned base"):
         publish(light, adapter, bad, use_case=USE_CASE, registry_url=url)
     assert champion(url, USE_CASE) is None
     assert versions(url, USE_CASE) == []
