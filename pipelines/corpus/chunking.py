@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ CHUNKER_VERSION = 1
 """Raised when the same document is cut differently: part of the pipeline fingerprint."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])")
+_CHARACTERS = 20  # per token at most: a blob that the tokenizer takes for one unknown word still fills its chunk
 _ANCHOR = 40  # a piece is recognised by its first characters, so that a value edited at its end moves no boundary
 
 
@@ -54,6 +56,12 @@ class TokenCounter:
     def counts(self, texts: Sequence[str], *, special: bool = True) -> list[int]:
         """Tokens of each text, special tokens included unless told otherwise."""
         return [len(each) for each in self._encode(texts, special=special)]
+
+    @cached_property
+    def separators(self) -> tuple[int, int]:
+        """Tokens of a newline and of a blank line between words (none for BERT, some for byte-level tokenizers)."""
+        word, one, two = self.counts(["a", "a\na", "a\n\na"], special=False)
+        return max(0, one - 2 * word), max(0, two - 2 * word)
 
     def cuts(self, text: str, every: int) -> list[str]:
         """``text`` in pieces of about ``every`` tokens, cut between tokens."""
@@ -93,33 +101,33 @@ def chunk_document(document: Document, counter: TokenCounter, *, chunk_tokens: i
 
 
 def _chunk_section(section: Section, counter: TokenCounter, chunk_tokens: int) -> list[str]:
-    path, whole = _heading_path(section.headings, counter, chunk_tokens // 2)
+    path, path_tokens, whole = _heading_path(section.headings, counter, chunk_tokens // 2)
     blocks = section.blocks if whole else (Block(" > ".join(section.headings)), *section.blocks)
     if not blocks:
         return [path] if path else []
     prefix = f"{path}\n\n" if path else ""
-    limit = chunk_tokens - counter.counts([prefix])[0]
+    limit = chunk_tokens - path_tokens - counter.separators[1]
     pieces = _pieces(blocks, counter, limit)
     groups = [pieces[start:end] for start, end in _boundaries(pieces, limit)]
-    return [text for group in groups for text in _exact(prefix, group, counter, chunk_tokens)]
+    return _exact(prefix, groups, counter, chunk_tokens)
 
 
-def _heading_path(headings: tuple[str, ...], counter: TokenCounter, most: int) -> tuple[str, bool]:
-    """The path in at most ``most`` tokens, innermost headings first to stay, and whether it is whole."""
+def _heading_path(headings: tuple[str, ...], counter: TokenCounter, most: int) -> tuple[str, int, bool]:
+    """The path in at most ``most`` tokens, innermost headings first to stay; its tokens; and whether it is whole."""
     paths = [" > ".join(headings[start:]) for start in range(len(headings))] or [""]
-    for start, tokens in enumerate(counter.counts(paths)):
+    for start, tokens in enumerate(_sizes(paths, counter, special=True)):
         if tokens <= most:
-            return paths[start], start == 0
+            return paths[start], tokens, start == 0
     text = paths[-1]
-    while counter.counts([text])[0] > most:
+    while (tokens := _sizes([text], counter, special=True)[0]) > most:
         text = text[: len(text) * 3 // 4]
-    return text.rstrip(), False
+    return text.rstrip(), tokens, False
 
 
 def _pieces(blocks: Sequence[Block], counter: TokenCounter, limit: int) -> list[_Piece]:
-    single, double = _separator_costs(counter)
+    single, double = counter.separators
     pieces: list[_Piece] = []
-    for block, tokens in zip(blocks, counter.counts([block.text for block in blocks], special=False), strict=True):
+    for block, tokens in zip(blocks, _sizes([block.text for block in blocks], counter), strict=True):
         separator, cost = ("\n", single) if block.tight else ("\n\n", double)
         if tokens + cost <= limit:
             pieces.append(_Piece(block.text, separator, tokens + cost, starts_block=True))
@@ -132,10 +140,9 @@ def _pieces(blocks: Sequence[Block], counter: TokenCounter, limit: int) -> list[
     return pieces
 
 
-def _separator_costs(counter: TokenCounter) -> tuple[int, int]:
-    """Tokens of one newline and of a blank line between words (none for BERT, some for byte-level tokenizers)."""
-    word, one, two = counter.counts(["a", "a\na", "a\n\na"], special=False)
-    return max(0, one - 2 * word), max(0, two - 2 * word)
+def _sizes(texts: Sequence[str], counter: TokenCounter, *, special: bool = False) -> list[int]:
+    counts = counter.counts(texts, special=special)
+    return [max(count, len(text) // _CHARACTERS) for count, text in zip(counts, texts, strict=True)]
 
 
 _SPLITTERS: tuple[tuple[str, Callable[[str], list[str]]], ...] = (
@@ -152,7 +159,7 @@ def _split(text: str, counter: TokenCounter, limit: int, level: int = 0) -> list
     separator, splitter = _SPLITTERS[level]
     parts = [part.rstrip() for part in splitter(text) if part.strip()]
     found: list[tuple[str, str, int]] = []
-    for part, count in zip(parts, counter.counts(parts, special=False), strict=True):
+    for part, count in zip(parts, _sizes(parts, counter), strict=True):
         if count <= limit:
             found.append((part, separator, count))
         else:
@@ -165,7 +172,7 @@ def _cut(text: str, counter: TokenCounter, limit: int) -> list[tuple[str, int]]:
     """One word of more than ``limit`` tokens, cut between tokens."""
     found: list[tuple[str, int]] = []
     for part in counter.cuts(text, limit):
-        count = counter.counts([part], special=False)[0]
+        count = _sizes([part], counter)[0]
         if count <= limit or len(part) == 1:
             found.append((part, count))
         else:  # the cut itself made tokens of their own
@@ -196,14 +203,18 @@ def _anchor(piece: _Piece) -> bytes:
     return hashlib.blake2b(piece.text[:_ANCHOR].encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
-def _exact(prefix: str, group: Sequence[_Piece], counter: TokenCounter, chunk_tokens: int) -> list[str]:
-    """The group's text, checked as a whole: where joining made more tokens than its pieces have, it is halved."""
-    body = group[0].text + "".join(piece.separator + piece.text for piece in group[1:])
-    if counter.counts([prefix + body])[0] <= chunk_tokens or (len(group) == 1 and len(body) == 1):
-        return [prefix + body]
-    if len(group) > 1:
-        half = len(group) // 2
-        return [text for part in (group[:half], group[half:]) for text in _exact(prefix, part, counter, chunk_tokens)]
-    half = len(body) // 2
-    parts = [_Piece(text, "", 0, starts_block=False) for text in (body[:half], body[half:])]
-    return [text for part in parts for text in _exact(prefix, [part], counter, chunk_tokens)]
+def _exact(prefix: str, groups: Sequence[Sequence[_Piece]], counter: TokenCounter, chunk_tokens: int) -> list[str]:
+    """The groups' texts, checked as a whole: where joining made more tokens than the pieces have, a group is halved."""
+    texts = [prefix + group[0].text + "".join(piece.separator + piece.text for piece in group[1:]) for group in groups]
+    found: list[str] = []
+    for group, whole, size in zip(groups, texts, _sizes(texts, counter, special=True), strict=True):
+        if size <= chunk_tokens or (len(group) == 1 and len(group[0].text) == 1):
+            found.append(whole)
+        elif len(group) > 1:
+            half = len(group) // 2
+            found += _exact(prefix, (group[:half], group[half:]), counter, chunk_tokens)
+        else:
+            text, half = group[0].text, len(group[0].text) // 2
+            halves = [[_Piece(each, "", 0, starts_block=False)] for each in (text[:half], text[half:])]
+            found += _exact(prefix, halves, counter, chunk_tokens)
+    return found

@@ -156,8 +156,7 @@ class SentenceTransformerEmbedder(Embedder):
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        # OMP_NUM_THREADS still lowers it: torch starts from there.
-        torch.set_num_threads(min(available_cores(), torch.get_num_threads()))
+        torch.set_num_threads(available_cores())
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return SentenceTransformer(
             str(self._folder),

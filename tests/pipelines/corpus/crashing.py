@@ -47,6 +47,9 @@ class Steps:
         raise Crash
 
 
+WRITES = ("delete", "set_payload", "flush", "optimise")
+
+
 class CrashingCollection:
     def __init__(self, collection: Collection, steps: Steps) -> None:
         self._collection = collection
@@ -54,6 +57,8 @@ class CrashingCollection:
 
     def __getattr__(self, name: str) -> Any:
         operation = getattr(self._collection, name)
+        if name not in WRITES:  # after a read, all is as it was before
+            return operation
 
         def stepped(*arguments: Any, **options: Any) -> Any:
             result = operation(*arguments, **options)
@@ -86,7 +91,6 @@ class CrashingIndex(VectorIndex):
     def open(self, collection: str) -> Iterator[Any]:
         with self._index.open(collection) as points:
             yield CrashingCollection(points, self._steps)
-        self._steps.at("after close")
 
 
 def sync(home: Path, documents: Path, steps: Steps | None = None, *, batch_chunks: int = 4) -> SyncReport:

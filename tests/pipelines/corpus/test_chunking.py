@@ -110,6 +110,13 @@ def test_a_heading_path_longer_than_half_a_chunk_leaves_room_and_is_not_lost() -
     assert any("Body." in chunk.text for chunk in chunks)
 
 
+def test_a_blob_that_is_one_unknown_word_does_not_make_a_giant_chunk() -> None:
+    blob = "".join(random.Random(1).choices("abcdef0123456789", k=50_000))
+    chunks = cut(f"# Image\n\nBefore {blob} after.\n")
+    assert max(len(chunk.text) for chunk in chunks) <= 64 * 20
+    assert "".join(chunk.text.split("\n\n", 1)[1].replace(" ", "") for chunk in chunks) == f"Before{blob}after."
+
+
 def test_cutting_is_deterministic() -> None:
     text = "\n\n".join(f"Paragraph {number} about valve {number * 7}." for number in range(50))
     assert cut(text) == cut(text)

@@ -92,10 +92,9 @@ def test_the_steps_cover_every_kind_of_write(started: Path) -> None:
     steps = Steps()
     with copied(started) as home:
         sync(home, started / "documents", steps)
-    assert len(steps.names) >= 30
+    assert len(steps.names) >= 15
     assert set(steps.names) == {
-        "before commit", "in upsert", "after upsert", "after vectors", "after delete", "after flush", "after count",
-        "after optimise", "after close",
+        "before commit", "in upsert", "after upsert", "after delete", "after flush", "after optimise",
     }  # fmt: skip
 
 
@@ -118,13 +117,13 @@ def test_a_sync_that_stops_at_any_step_is_finished_by_the_next(started: Path, ex
                 third = sync(home, started / "documents")
                 assert (third.embedded, third.reused, third.points_deleted, third.unchanged) == (0, 0, 0, 4)
         step += 1
-    assert step >= 30
+    assert step >= 15
 
 
 def test_a_first_sync_that_stops_is_finished_by_the_next(started: Path, tmp_path: Path) -> None:
     """I9"""
     sync(tmp_path / "undisturbed", started / "documents")
-    for step in (0, 1, 6, 9, 12):
+    for step in (0, 1, 3, 5, 8):
         home = tmp_path / str(step)
         with pytest.raises(Crash):
             sync(home, started / "documents", Steps(step))
@@ -153,7 +152,7 @@ def test_a_half_written_document_that_cannot_be_read_any_more_is_taken_out(tmp_p
     before(folder)
     sync(home, folder)
     (folder / "edited.md").write_text(section("edited", 9) + section("edited", 10))
-    steps = Steps(6)
+    steps = Steps(2)
     with pytest.raises(Crash):
         sync(home, folder, steps)
     assert steps.names[-1] == "in upsert"
