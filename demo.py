@@ -17,9 +17,11 @@ from typing import Any
 
 import dagster as dg
 from pipelines.release.registry import champion, versions
+from resources.stores import StoresResource
 
 from pipelines.ask import ask, classify
 from pipelines.declaration import USE_CASES
+from pipelines.definitions import build_definitions
 from pipelines.environment import REPOSITORY, Environment, available_cores
 from pipelines.fingerprint import write_json_atomically
 
@@ -170,15 +172,11 @@ class Demo:
 
     def sensor_decision(self) -> dg.RunRequest | str:
         """What the retraining sensor decides now: a run request, or why it waits."""
-        from pipelines.definitions import build_definitions
-
         definitions = build_definitions()
         with dg.DagsterInstance.get() as instance:
             sensor = definitions.resolve_sensor_def("compliance_retraining_sensor")
-            context = dg.build_sensor_context(
-                instance=instance, definitions=definitions, repository_def=definitions.get_repository_def()
-            )
-            with context:
+            resources = {"stores": StoresResource()}
+            with dg.build_sensor_context(instance=instance, definitions=definitions, resources=resources) as context:
                 tick = sensor.evaluate_tick(context)
         return tick.run_requests[0] if tick.run_requests else str(tick.skip_message)
 

@@ -46,7 +46,7 @@ def lora_adapter_asset(declaration: Declaration, fine_tune: FineTuneSettings) ->
         description="LoRA adapter trained on the frozen training set, with the manifest of what produced it.",
         pool="gpu",
     )
-    def lora_adapter(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult[None]:
+    def lora_adapter(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         with permanent_failures():
             training_set = latest(stores.catalog, use_case, "training_set")
             job = TrainingJob(
@@ -72,7 +72,7 @@ def _train_in_its_own_process(context: dg.AssetExecutionContext, job: TrainingJo
     Raises:
         TrainingError: the process ended without an adapter.
     """
-    job_file = job.output / "jobs" / f"{context.run_id}.json"
+    job_file = job.output / "jobs" / f"{context.run.run_id}.json"
     write_text_atomically(job_file, job.model_dump_json(indent=2) + "\n")
     with dg.open_pipes_session(
         context=context,
@@ -95,7 +95,7 @@ def _train_in_its_own_process(context: dg.AssetExecutionContext, job: TrainingJo
             raise
     messages = session.get_custom_messages()
     curve.show(messages)
-    adapters = [Path(message["artifact"]) for message in messages if "artifact" in message]
+    adapters = [Path(message["adapter"]) for message in messages if "adapter" in message]
     if process.returncode != 0 or not adapters:
         said = next((message["error"] for message in messages if "error" in message), "its output is in the run's logs")
         raise TrainingError(
@@ -130,11 +130,12 @@ class _Curve:
 
 def _metadata(adapter: Artifact) -> dict[str, Any]:
     manifest = adapter.manifest
-    numbers = {name: manifest[name] for name in ("epochs", "steps", "tokens", "seconds")}
+    effective = {name: value for name, value in manifest["effective"].items() if value is not None}
     return {
         "dagster/uri": str(adapter.path),
         "fingerprint": adapter.fingerprint,
         "loss_curve": picture(loss_curve(read_progress(adapter.path / "progress.jsonl")), "loss by step"),
         "manifest": dg.MetadataValue.json(dict(manifest)),
-        **numbers,
+        **effective,
+        "seconds": manifest["seconds"],
     }

@@ -41,9 +41,7 @@ def source_asset(declaration: Declaration, source: FolderSource | TableSource, f
             )
         ],
     )
-    def source_documents(
-        context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]
-    ) -> dg.MaterializeResult[None]:
+    def source_documents(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         with permanent_failures():
             report = sync_source(
                 source,
@@ -83,9 +81,7 @@ def document_index_asset(declaration: Declaration) -> dg.AssetsDefinition:
             )
         ],
     )
-    def document_index(
-        context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]
-    ) -> dg.MaterializeResult[None]:
+    def document_index(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         with permanent_failures():
             served = serve_index(**arguments, catalog=stores.catalog, index=stores.index)
         context.log.info(f"{use_case} serves {served.collection}")

@@ -39,9 +39,7 @@ def labelled_examples_asset(declaration: Declaration, labels: LabelSettings, fol
             )
         ],
     )
-    def labelled_examples(
-        context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]
-    ) -> dg.MaterializeResult[None]:
+    def labelled_examples(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         with permanent_failures():
             report = take_in(
                 labels,
@@ -98,7 +96,7 @@ def training_set_asset(declaration: Declaration, labels: LabelSettings) -> dg.As
             )
         ],
     )
-    def training_set(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult[None]:
+    def training_set(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         with permanent_failures():
             frozen = freeze_training_set(
                 labels,

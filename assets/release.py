@@ -45,9 +45,7 @@ def evaluation_report_asset(declaration: Declaration) -> dg.AssetsDefinition:
             )
         ],
     )
-    def evaluation_report(
-        context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]
-    ) -> dg.MaterializeResult[None]:
+    def evaluation_report(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         with permanent_failures():
             served = champion(stores.environment.registry_url, use_case)
             report = evaluate(
@@ -91,7 +89,7 @@ def gguf_model_asset(declaration: Declaration) -> dg.AssetsDefinition:
     )
     def gguf_model(
         context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]
-    ) -> Iterator[dg.MaterializeResult[None]]:
+    ) -> Iterator[dg.MaterializeResult]:
         with permanent_failures():
             report = artifacts.latest(stores.catalog, use_case, "evaluation_report")
             verdict = report.manifest["verdict"]
@@ -141,9 +139,7 @@ def published_model_asset(declaration: Declaration) -> dg.AssetsDefinition:
         kinds={"gguf"},
         description="The version that is served. Publishing needs a passed verdict for exactly these files.",
     )
-    def published_model(
-        context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]
-    ) -> dg.MaterializeResult[None]:
+    def published_model(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         with permanent_failures():
             version = publish(
                 artifacts.latest(stores.catalog, use_case, "gguf_model"),

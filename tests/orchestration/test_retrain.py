@@ -22,28 +22,39 @@ from pipelines.use_case import UseCase
 from resources.stores import StoresResource
 from tests.orchestration.harness import Dagster, checks, failures
 
-SUBJECTS = ("the shipment", "a parcel", "my order", "the delivery", "one package", "the box")
+OPENINGS = ("Hello team,", "Once more:", "To whom it may concern,", "Quick note from Leeds:", "Second letter,", "Hi,")
 SENTENCES = {
-    "late": ("{} should have come on {}", "still no sign of {} since {}", "{} was due {} and is nowhere"),
-    "broken": ("{} arrived cracked on {}", "on {1} I found {0} dented and leaking", "{} came in pieces {}"),
-    "refund": (
-        "I want my money back for {} from {}",
-        "please repay me for {} of {}",
-        "return the price of {} of {}",
-    ),
+    "late": ("{} should have come {}", "still no sign of {} since {}", "{} was due {} and is nowhere"),
+    "broken": ("{} arrived cracked {}", "unpacking {} {} we found it dented", "{} came in pieces {}"),
+    "refund": ("I want my money back for {} bought {}", "please repay {} paid {}", "return the price of {} ordered {}"),
 }
-DAYS = ("Monday", "Tuesday", "Friday", "the first of May", "the tenth", "last week")
+SUBJECTS = (
+    "the blue kettle",
+    "two garden chairs",
+    "my order of tea",
+    "a box of lamps",
+    "one winter coat",
+    "the mirror",
+)
+DAYS = ("on Monday", "on the first of May", "last week", "the day before Easter", "in early June", "this very morning")
+CLOSINGS = (
+    "Nobody answers the telephone.",
+    "I wait for your reply.",
+    "My neighbour saw it too.",
+    "Photos are attached.",
+)
 
 
 def rows(count: int, *, seed: int = 0, wrong: float = 0.0) -> list[dict[str, Any]]:
-    """Examples of three kinds of complaint; a share of labels may be wrong on purpose."""
+    """Examples of three kinds of complaint; a share of labels may be drawn at random."""
     chosen = random.Random(seed)
     found: dict[str, dict[str, Any]] = {}
     while len(found) < count:
         label = chosen.choice(sorted(SENTENCES))
-        text = chosen.choice(SENTENCES[label]).format(chosen.choice(SUBJECTS), chosen.choice(DAYS))
+        middle = chosen.choice(SENTENCES[label]).format(chosen.choice(SUBJECTS), chosen.choice(DAYS))
+        text = f"{chosen.choice(OPENINGS)} {middle}. {chosen.choice(CLOSINGS)}"
         said = chosen.choice(sorted(SENTENCES)) if chosen.random() < wrong else label
-        found[text] = {"text": text, "label": said, "group": f"{label}-{text}"}
+        found[middle] = {"text": text, "label": said, "group": middle}
     return list(found.values())
 
 
@@ -90,7 +101,7 @@ class Complaints(Dagster):
 
 @pytest.fixture
 def complaints(freshet_home: Path, tmp_path: Path) -> Iterator[Complaints]:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.local_temp(str(tmp_path), overrides={"telemetry": {"enabled": False}}) as instance:
         use_case = Complaints(instance, tmp_path)
         write(use_case.labels, rows(100))
         yield use_case
