@@ -155,7 +155,7 @@ def _fit(
         }
 
     def validation_score(prediction: Any) -> dict[str, float]:
-        logits, labels = prediction.predictions, prediction.label_ids  # in the sampler's order, not in the rows'
+        logits, labels = prediction.predictions, prediction.label_ids
         if multi_label:
             chances = probabilities(logits, multi_label=True)
             return {"score": score(labels.astype(bool), chances >= 0.5, "micro_f1")}
@@ -167,7 +167,22 @@ def _fit(
     batches = [padded(probed[start : start + 32]) for start in range(0, len(probed), 32)]
     _start_head(model, batches, bf16=precision == "bf16")
     model = _with_adapter(model, missing, settings)
-    trainer = Trainer(
+
+    class GroupedTrainer(Trainer):
+        """Trains on batches of alike lengths."""
+
+        def get_train_dataloader(self) -> Any:
+            sampler = AlikeLengths([len(row["input_ids"]) for row in data], settings.batch_size)
+            loader: Any = torch.utils.data.DataLoader(
+                data,  # type: ignore[arg-type]  # a list will do
+                settings.batch_size,
+                sampler=sampler,
+                collate_fn=padded,
+                pin_memory=torch.cuda.is_available(),
+            )
+            return self.accelerator.prepare(loader)
+
+    trainer = GroupedTrainer(
         model=model,
         args=_arguments(settings, folder, bf16=precision == "bf16", validate=bool(validation_rows)),
         train_dataset=data,
@@ -235,6 +250,34 @@ def _fit(
     }
 
 
+class AlikeLengths:
+    """Row indices in a new order each pass: ``batch_size`` in a row have alike lengths, and batches come at random.
+
+    transformers' own grouping runs from long to short again and again; what long texts are about then comes in waves.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, *, batches_sorted_together: int = 50) -> None:
+        self._lengths, self._batch_size = lengths, batch_size
+        self._pool = batch_size * batches_sorted_together
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        import torch
+
+        drawn = torch.randperm(len(self._lengths)).tolist()
+        last = len(drawn) % self._batch_size
+        whole, rest = drawn[: len(drawn) - last], drawn[len(drawn) - last :]
+        batches = []
+        for start in range(0, len(whole), self._pool):
+            pool = sorted(whole[start : start + self._pool], key=lambda index: self._lengths[index])
+            batches += [pool[at : at + self._batch_size] for at in range(0, len(pool), self._batch_size)]
+        for number in torch.randperm(len(batches)).tolist():
+            yield from batches[number]
+        yield from rest
+
+
 def _start_head(model: Any, batches: Sequence[dict[str, Any]], *, bf16: bool) -> None:
     """Start from a linear probe instead of a random head (LP-FT: Kumar et al., 2022, arXiv:2202.10054).
 
@@ -296,7 +339,6 @@ def _arguments(settings: FineTuneSettings, folder: Path, *, bf16: bool, validate
         per_device_eval_batch_size=settings.batch_size * 2,
         warmup_steps=settings.warmup_share,
         weight_decay=settings.weight_decay,
-        train_sampling_strategy="group_by_length",
         include_num_input_tokens_seen="non_padding",
         use_cpu=not torch.cuda.is_available(),
         bf16=bf16,

@@ -14,7 +14,7 @@ from pipelines.errors import ArtifactError, ConfigError, ExamplesError, LockedEr
 from pipelines.evaluation.classifier import load_classifier
 from pipelines.models import BUNDLED, model_folder
 from pipelines.training.dataset import indicators, read_split, training_set_at
-from pipelines.training.lora import TrainingJob, adapter_fingerprint, train
+from pipelines.training.lora import AlikeLengths, TrainingJob, adapter_fingerprint, train
 from pipelines.training.progress import Progress, read_progress
 from pipelines.training.settings import FineTuneSettings, LoraSettings
 
@@ -269,3 +269,18 @@ def test_layers_that_the_base_does_not_have_are_refused(small_set: Artifact, tmp
     with pytest.raises(ConfigError, match=r"target_modules \('q_proj',\) do not fit 'all-MiniLM-L6-v2'"):
         train(job_of(small_set, tmp_path, settings), progress=ignore)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_batches_hold_alike_lengths_and_every_row_once_in_an_order_of_their_own() -> None:
+    import torch
+
+    lengths = [1 + 7 * number % 101 for number in range(103)]
+    torch.manual_seed(1)
+    sampler = AlikeLengths(lengths, 8)
+    first, second = list(sampler), list(sampler)
+    assert sorted(first) == sorted(second) == list(range(103))
+    assert first != second
+    batches = [[lengths[index] for index in first[at : at + 8]] for at in range(0, 96, 8)]
+    assert max(max(batch) - min(batch) for batch in batches) <= 20
+    starts = [batch[0] for batch in batches]
+    assert starts not in (sorted(starts), sorted(starts, reverse=True))
