@@ -65,15 +65,15 @@ def test_the_bootstrap_interval_is_the_one_that_resampling_row_by_row_gives() ->
     second = np.where(rng.random((120, 1)) < 0.6, truth, one_label(rng, 120, 3))
     found = paired_bootstrap(truth, first, second, "macro_f1", confidence=0.9)
     slow = []
-    for _ in range(2000):
+    for _ in range(600):
         drawn = rng.integers(120, size=120)
         slow.append(
             f1_score(truth[drawn], first[drawn], average="macro")
             - f1_score(truth[drawn], second[drawn], average="macro")
         )
     low, high = np.quantile(slow, [0.05, 0.95])
-    assert found.low == pytest.approx(low, abs=0.015)
-    assert found.high == pytest.approx(high, abs=0.015)
+    assert found.low == pytest.approx(low, abs=0.02)
+    assert found.high == pytest.approx(high, abs=0.02)
     assert found.low < found.value < found.high
 
 
