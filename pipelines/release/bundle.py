@@ -45,6 +45,11 @@ def base_on_the_hub(base_model: str) -> str | None:
     return None if Path(base_model).expanduser().is_dir() else base_model
 
 
+def base_name(base_model: str) -> str:
+    """A base model's name for others: its Hub id, or the name of its local folder."""
+    return base_on_the_hub(base_model) or Path(base_model).name
+
+
 def model_card(gguf: Artifact, adapter: Artifact, report: Artifact, *, version: str) -> str:
     """The card in Markdown, with the front matter that the Hub reads."""
     import yaml
@@ -95,7 +100,7 @@ def model_card(gguf: Artifact, adapter: Artifact, report: Artifact, *, version: 
         "|---|---|",
         *_table(
             {
-                "base model": base or f"{Path(trained['base_model']).name} (a local folder)",
+                "base model": base or f"{base_name(trained['base_model'])} (a local folder)",
                 "base revision": trained["base_revision"] or "fixed by the hashes in `adapter/manifest.json`",
                 "licence of the base model": licence,
                 "method": f"LoRA, rank {trained['settings']['lora']['rank']}, merged in float32",

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.artifacts import MANIFEST, Artifact, load, seal, writing
-from pipelines.errors import ArtifactError, ExportError, LockedError
+from pipelines.errors import ArtifactError, ConfigError, ExportError, LockedError
 from pipelines.evaluation.classifier import base_folder
 from pipelines.fingerprint import fingerprint
+from pipelines.release.bundle import base_name
 from pipelines.release.gguf import Header, convert, quantise
 from pipelines.release.merge import merge
 from pipelines.release.parity import compare, plot
@@ -45,8 +46,13 @@ def export(
     Raises:
         ArtifactError: an input is altered, or the adapter was trained on another training set.
         ExportError: the model cannot be merged or converted faithfully, or the disk is full.
+        ConfigError: ``settings.serve`` is not among the quantisations.
         LockedError: another process exports into ``folder``.
     """
+    if settings.serve not in settings.quantisations:
+        raise ConfigError(
+            f"serve {settings.serve!r} is not written; quantisations: {', '.join(settings.quantisations)}"
+        )
     adapter, training_set = load(adapter.path), load(training_set.path)
     trained_on = adapter.manifest["training_set"]
     if trained_on != training_set.fingerprint:
@@ -98,7 +104,7 @@ def _export(
     progress("converting to GGUF")
     metadata = {
         "freshet.adapter": adapter.fingerprint,
-        "freshet.base_model": facts["base_model"],
+        "freshet.base_model": base_name(facts["base_model"]),
         "freshet.base_revision": facts["base_revision"] or "bundled or local",
         "freshet.base_files": fingerprint(facts["base_files"]),
         "freshet.training_set": training_set.fingerprint,

@@ -7,7 +7,7 @@ import pytest
 from filelock import FileLock
 
 from pipelines.artifacts import Artifact
-from pipelines.errors import ArtifactError, ExportError, LockedError
+from pipelines.errors import ArtifactError, ConfigError, ExportError, LockedError
 from pipelines.release.export import base_licence, export
 from pipelines.release.settings import ReleaseSettings
 from tests.pipelines.release.samples import copied, no_progress
@@ -75,6 +75,14 @@ def test_a_full_disk_is_noticed_before_the_work(
     with pytest.raises(ExportError, match=r"needs about 0\.3 GB"):
         exported(training, tmp_path / "gguf_model")
     assert [path for path in (tmp_path / "gguf_model").iterdir() if path.is_dir()] == []
+
+
+def test_a_file_to_serve_that_is_not_written_is_a_config_error(
+    training: tuple[Artifact, Artifact], tmp_path: Path
+) -> None:
+    settings = ReleaseSettings(quantisations=("F16",), serve="Q8_0")
+    with pytest.raises(ConfigError, match="serve 'Q8_0' is not written; quantisations: F16"):
+        export(training[1], training[0], settings=settings, folder=tmp_path, progress=no_progress)
 
 
 def test_two_exports_do_not_write_to_one_folder_at_once(training: tuple[Artifact, Artifact], tmp_path: Path) -> None:

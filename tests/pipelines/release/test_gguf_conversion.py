@@ -52,7 +52,7 @@ def test_every_file_is_what_its_header_says(gguf: Artifact) -> None:
         assert header.labels == tuple(gguf.manifest["categories"])
         assert header.pooling == "RANK"
         assert header.metadata["freshet.adapter"] == gguf.manifest["adapter"]
-        assert header.metadata["freshet.base_model"] == BUNDLED
+        assert header.metadata["freshet.base_model"] == f"sentence-transformers/{BUNDLED}"
 
 
 def test_a_k_quant_of_narrow_rows_says_which_types_it_fell_back_to(gguf: Artifact) -> None:
