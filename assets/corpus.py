@@ -6,6 +6,7 @@ Concept: https://docs.dagster.io/guides/build/assets
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -61,7 +62,6 @@ def document_index_asset(declaration: Declaration) -> dg.AssetsDefinition:
     """The whole index, audited against the catalog, then served."""
     use_case = declaration.name
     names = [source.name for source in declaration.sources]
-    arguments = {"use_case": use_case, "retrieval": declaration.retrieval, "sources": names}
 
     @dg.asset(
         key=[use_case, "document_index"],
@@ -83,10 +83,16 @@ def document_index_asset(declaration: Declaration) -> dg.AssetsDefinition:
     )
     def document_index(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         with permanent_failures():
-            served = serve_index(**arguments, catalog=stores.catalog, index=stores.index)
+            served = serve_index(
+                use_case=use_case,
+                retrieval=declaration.retrieval,
+                sources=names,
+                catalog=stores.catalog,
+                index=stores.index,
+            )
         context.log.info(f"{use_case} serves {served.collection}")
         audit = served.audit
-        metadata = {
+        metadata: dict[str, Any] = {
             "collection": served.collection,
             "dagster/row_count": audit.points,
             "documents": audit.documents,

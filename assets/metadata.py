@@ -1,6 +1,7 @@
 """How results are shown in the Dagster UI."""
 
 import base64
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
@@ -20,7 +21,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> dg.Markdo
 
 def counts(values: Mapping[str, int]) -> dg.MarkdownMetadataValue:
     """A table of counts, the largest first."""
-    return table(("what", "count"), sorted(values.items(), key=lambda item: (-item[1], item[0])))
+    return table(("what", "count"), [*Counter(values).most_common()])
 
 
 def _cell(value: object) -> str:

@@ -23,8 +23,17 @@ from pipelines.training.settings import FineTuneSettings
 USE_CASES = REPOSITORY / "pipelines" / "usecases"
 """One folder a use case, with its ``defs.yaml``."""
 
-RESERVED = ("document_index", "labelled_examples", "training_set", "lora_adapter")
-RESERVED += ("evaluation_report", "gguf_model", "published_model", "labels")
+RESERVED = (
+    "document_index",
+    "labelled_examples",
+    "training_set",
+    "lora_adapter",
+    "evaluation_report",
+    "gguf_model",
+    "published_model",
+    "labels",
+)
+"""Names that a source cannot have: other assets', and the labels' schedule."""
 
 
 class Declaration(Settings):

@@ -20,8 +20,8 @@ class Verdict:
     candidate: float
     base: float
     champion: float | None
-    difference: Difference | None
-    """Candidate minus champion on the same rows; None without a champion."""
+    difference: Difference
+    """Candidate minus champion on the same rows; without a champion, minus base."""
 
 
 def decide(
@@ -30,40 +30,34 @@ def decide(
     candidate: float,
     base: float,
     champion: float | None,
-    difference: Difference | None,
+    difference: Difference,
     settings: GateSettings,
 ) -> Verdict:
     """Judge a candidate by ``settings.metric``, every score (0 to 1) measured on the same ``rows`` held-out rows.
 
     Against a champion the whole bootstrap interval of the difference has to lie above the margin, so that a tie never
-    promotes; without one, where publishing nothing is the alternative, the candidate must not be worse than the
-    untuned base.
-
-    Raises:
-        ValueError: a champion's score without a difference, or the other way round.
+    promotes. Without one, where publishing nothing is the alternative, the candidate must not be surely worse than the
+    untuned base: the interval must not lie below zero as a whole.
     """
-    if (champion is None) != (difference is None):
-        raise ValueError(f"champion {champion} and difference {difference}: give both or neither")
     metric, refusals = settings.metric.replace("_", "-"), []
     if rows < settings.minimum_rows:
         refusals.append(f"only {rows} held-out rows; at least {settings.minimum_rows} are needed to decide anything")
     if candidate < settings.minimum_score:
         refusals.append(f"{metric} {candidate:.3f} is below the minimum of {settings.minimum_score:.3f}")
-    if champion is None or difference is None:
-        compared = f"{metric} {candidate:.3f} against {base:.3f} of the untuned base, on {rows} rows; no champion yet"
-        if candidate < base:
-            refusals.append(f"worse than the untuned base: {compared}")
-    else:
-        compared = (
-            f"{metric} {candidate:.3f} against {champion:.3f} of the champion, on the same {rows} rows: difference "
-            f"{difference.value:+.3f}, {settings.confidence:.0%} interval {difference.low:+.3f} to "
-            f"{difference.high:+.3f}, margin {settings.margin:.3f}"
-        )
+    other, score = ("untuned base", base) if champion is None else ("champion", champion)
+    compared = (
+        f"{metric} {candidate:.3f} against {score:.3f} of the {other}, on the same {rows} rows: difference "
+        f"{difference.value:+.3f}, {settings.confidence:.0%} interval {difference.low:+.3f} to {difference.high:+.3f}"
+    )
+    if champion is not None:
+        compared += f", margin {settings.margin:.3f}"
         if difference.low <= settings.margin:
             refusals.append(f"not surely better than the champion: {compared}")
+    elif difference.high < 0:
+        refusals.append(f"surely worse than the untuned base: {compared}")
     return Verdict(
         passed=not refusals,
-        reasons=tuple(refusals) or (f"{'better' if champion is not None else 'not worse'}: {compared}",),
+        reasons=tuple(refusals) or (f"{'better' if champion is not None else 'not surely worse'}: {compared}",),
         metric=settings.metric,
         rows=rows,
         candidate=candidate,

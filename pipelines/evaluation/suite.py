@@ -15,7 +15,6 @@ from pipelines.evaluation.base import base_predictions
 from pipelines.evaluation.classifier import load_classifier
 from pipelines.evaluation.gate import decide
 from pipelines.evaluation.metrics import (
-    Difference,
     expected_calibration_error,
     paired_bootstrap,
     score,
@@ -91,11 +90,8 @@ def evaluate(
     calibration["base"] = _calibration(truth, base_chances, multi_label=multi_label)
 
     gate = settings.gate
-    difference: Difference | None = None
-    if champion is not None:
-        difference = paired_bootstrap(
-            truth, predictions["candidate"], predictions["champion"], gate.metric, confidence=gate.confidence
-        )
+    other = predictions["base" if champion is None else "champion"]
+    difference = paired_bootstrap(truth, predictions["candidate"], other, gate.metric, confidence=gate.confidence)
     reached = {name: score(truth, predicted, gate.metric) for name, predicted in predictions.items()}
     verdict = decide(
         rows=len(rows),

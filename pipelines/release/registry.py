@@ -338,7 +338,7 @@ def _passes(report: Artifact) -> bool:
         difference = stored["difference"]
         return decide(
             **{name: stored[name] for name in ("rows", "candidate", "base", "champion")},
-            difference=None if difference is None else Difference(**difference),
+            difference=Difference(**difference),
             settings=GateSettings.model_validate(report.manifest["settings"]["gate"]),
         ).passed
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -61,13 +61,14 @@ def write_training_set(folder: Path, *, multi_label: bool = False) -> Artifact:
 def write_report(folder: Path, adapter: Artifact, *, candidate: float = 0.9, champion: str | None = None) -> Artifact:
     """An evaluation report as the suite writes it, with the gate's real decision on the scores given."""
     settings = EvaluationSettings()
-    difference = None if champion is None else Difference(0.1, 0.02, 0.2)
+    base, beaten = 0.7, None if champion is None else candidate - 0.1
+    value = candidate - (base if beaten is None else beaten)
     verdict = decide(
         rows=60,
         candidate=candidate,
-        base=0.7,
-        champion=None if champion is None else candidate - 0.1,
-        difference=difference,
+        base=base,
+        champion=beaten,
+        difference=Difference(value, value - 0.08, value + 0.08),
         settings=settings.gate,
     )
     folder.mkdir(parents=True)
