@@ -15,6 +15,7 @@ from pipelines.stores import Stores
 
 BATCH_TAG = "freshet/batch"
 ATTEMPT_TAG = "freshet/attempt"
+REASON_TAG = "freshet/reason"
 
 ENDED: dict[dg.DagsterRunStatus, LastRun] = {
     dg.DagsterRunStatus.SUCCESS: "succeeded",
@@ -42,8 +43,7 @@ def retraining_sensor(
         state = trigger_state(context.instance, f"{use_case}_retrain", new, labels)
         decision = decide(state)
         if isinstance(decision, Start):
-            context.log.info(decision.reason)
-            tags = {BATCH_TAG: decision.batch_id, ATTEMPT_TAG: str(decision.attempt)}
+            tags = {BATCH_TAG: decision.batch_id, ATTEMPT_TAG: str(decision.attempt), REASON_TAG: decision.reason}
             return dg.RunRequest(run_key=decision.run_key, tags=tags)
         if isinstance(decision, Exhausted):
             context.log.error(decision.reason)
