@@ -72,7 +72,7 @@ def recorder(report: Callable[[Progress], None], path: Path, rows: int) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             every = max(1, state.max_steps // POINTS_OF_A_CURVE)
             due = time.monotonic() - self._logged >= SECONDS_BETWEEN_REPORTS
-            control.should_log = due or state.global_step % every == 0 or state.global_step == state.max_steps
+            control.should_log = due or state.global_step % every == 0 or state.global_step in (1, state.max_steps)
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             logs: dict[str, float] = kwargs["logs"]

@@ -284,3 +284,16 @@ def test_batches_hold_alike_lengths_and_every_row_once_in_an_order_of_their_own(
     assert max(max(batch) - min(batch) for batch in batches) <= 20
     starts = [batch[0] for batch in batches]
     assert starts not in (sorted(starts), sorted(starts, reverse=True))
+
+
+def test_an_epoch_may_end_before_the_curve_s_second_point(
+    small_set: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.training.progress.POINTS_OF_A_CURVE", 1)
+    adapter = train(
+        job_of(small_set, tmp_path, QUICK.model_copy(update={"epochs": 4.0, "batch_size": 64})), progress=ignore
+    )
+    steps = [
+        point.step for point in read_progress(adapter.path / "progress.jsonl") if point.validation_score is not None
+    ]
+    assert len(steps) == adapter.manifest["effective"]["steps"] == 4

@@ -67,7 +67,8 @@ def test_a_training_killed_half_way_leaves_nothing_and_the_next_one_starts_right
     with log.open("w") as file:
         process = subprocess.Popen(command(tmp_path), cwd=REPOSITORY, stdout=file)
     try:
-        wait_for(lambda: "step " in log.read_text())
+        wait_for(lambda: "step " in log.read_text() or process.poll() is not None)
+        assert process.poll() is None
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
