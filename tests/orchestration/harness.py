@@ -28,12 +28,16 @@ class Dagster:
 
 
 def failures(result: dg.ExecuteInProcessResult) -> str:
-    """Messages of every failed step."""
-    errors = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
-    texts = [event.step_failure_data.user_failure_data for event in result.all_events if event.is_step_failure]
-    return "\n".join(
-        [*(str(error.message) for error in errors if error), *(str(text.description) for text in texts if text)]
-    )
+    """Messages of every failed step, with what caused them."""
+    found: list[str] = []
+    for event in result.all_events:
+        if event.is_step_failure:
+            said, error = event.step_failure_data.user_failure_data, event.step_failure_data.error
+            found.append(str(said.description) if said else "")
+            while error is not None:
+                found.append(str(error.message))
+                error = error.cause
+    return "\n".join(found)
 
 
 def checks(result: dg.ExecuteInProcessResult) -> dict[str, bool]:

@@ -93,7 +93,8 @@ def test_the_steps_cover_every_kind_of_write(started: Path) -> None:
     with copied(started) as home:
         sync(home, started / "documents", steps)
     assert len(steps.names) >= 15
-    assert set(steps.names) == {
+    # A file that was written just before it was listed is read again, and then only its payload is set.
+    assert set(steps.names) - {"after set_payload"} == {
         "before commit", "in upsert", "after upsert", "after delete", "after flush", "after optimise",
     }  # fmt: skip
 
