@@ -322,9 +322,31 @@ def _with_adapter(model: Any, missing: Sequence[str], settings: FineTuneSettings
         modules_to_save=sorted({*missing, *(HEADS & leaves)}),
     )
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(f"target_modules {targets!r} do not fit {settings.base_model!r}: {error}") from error
+    _share_dropout_masks(adapted)
+    return adapted
+
+
+def _share_dropout_masks(model: Any) -> None:
+    """Give all tokens of a text the same dropout mask (Gal and Ghahramani, 2016, arXiv:1512.05287).
+
+    A mask for each token takes half of a CPU's step to draw.
+    """
+    import torch
+
+    class SharedDropout(torch.nn.Dropout):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name for it
+            if not self.training or self.p == 0 or input.dim() != 3:
+                return super().forward(input)
+            mask = torch.empty((input.shape[0], 1, input.shape[2]), dtype=input.dtype, device=input.device)
+            return input * mask.bernoulli_(1 - self.p).div_(1 - self.p)
+
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            if type(module) is torch.nn.Dropout:
+                parent.add_module(name, SharedDropout(module.p))
 
 
 def _arguments(settings: FineTuneSettings, folder: Path, *, bf16: bool, validate: bool) -> Any:
