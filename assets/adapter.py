@@ -17,6 +17,7 @@ import dagster as dg
 
 from assets.failures import permanent_failures
 from assets.metadata import picture
+from assets.naming import named
 from pipelines.artifacts import Artifact, latest, load, record
 from pipelines.declaration import Declaration
 from pipelines.environment import REPOSITORY
@@ -38,9 +39,7 @@ def lora_adapter_asset(declaration: Declaration, fine_tune: FineTuneSettings) ->
     use_case = declaration.name
 
     @dg.asset(
-        key=[use_case, "lora_adapter"],
-        group_name=use_case,
-        owners=[declaration.owner] if declaration.owner else None,
+        **named(declaration, "lora_adapter"),
         deps=[dg.AssetKey([use_case, "training_set"])],
         kinds={"pytorch", "huggingface"},
         description="LoRA adapter trained on the frozen training set, with the manifest of what produced it.",

@@ -12,6 +12,7 @@ import dagster as dg
 
 from assets.failures import RETRY, permanent_failures
 from assets.metadata import table
+from assets.naming import named
 from pipelines.corpus.settings import FolderSource, TableSource
 from pipelines.corpus.sync import SyncReport, serve_index, sync_source
 from pipelines.declaration import Declaration
@@ -26,9 +27,7 @@ def source_asset(declaration: Declaration, source: FolderSource | TableSource, f
     use_case = declaration.name
 
     @dg.asset(
-        key=[use_case, source.name],
-        group_name=use_case,
-        owners=[declaration.owner] if declaration.owner else None,
+        **named(declaration, source.name),
         kinds={"qdrant", source.type},
         description=f"The documents of {source.url} ({source.type}), held in sync in the index, deletions included.",
         freshness_policy=_freshness(source),
@@ -64,9 +63,7 @@ def document_index_asset(declaration: Declaration) -> dg.AssetsDefinition:
     names = [source.name for source in declaration.sources]
 
     @dg.asset(
-        key=[use_case, "document_index"],
-        group_name=use_case,
-        owners=[declaration.owner] if declaration.owner else None,
+        **named(declaration, "document_index"),
         deps=[dg.AssetKey([use_case, name]) for name in names],
         kinds={"qdrant"},
         description="The whole index: audited against the catalog, then served.",

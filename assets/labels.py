@@ -10,6 +10,7 @@ import dagster as dg
 
 from assets.failures import RETRY, permanent_failures
 from assets.metadata import counts, table
+from assets.naming import named
 from pipelines.declaration import Declaration
 from pipelines.labels.intake import quarantined, take_in
 from pipelines.labels.leakage import find_leakage
@@ -23,9 +24,7 @@ def labelled_examples_asset(declaration: Declaration, labels: LabelSettings, fol
     use_case = declaration.name
 
     @dg.asset(
-        key=[use_case, "labelled_examples"],
-        group_name=use_case,
-        owners=[declaration.owner] if declaration.owner else None,
+        **named(declaration, "labelled_examples"),
         kinds={"great_expectations"},
         description="Every submitted example, accepted or quarantined with its reasons by Great Expectations.",
         retry_policy=RETRY,
@@ -82,9 +81,7 @@ def training_set_asset(declaration: Declaration, labels: LabelSettings) -> dg.As
     use_case = declaration.name
 
     @dg.asset(
-        key=[use_case, "training_set"],
-        group_name=use_case,
-        owners=[declaration.owner] if declaration.owner else None,
+        **named(declaration, "training_set"),
         deps=[dg.AssetKey([use_case, "labelled_examples"])],
         description="Frozen, content-addressed snapshot of the accepted examples with its splits.",
         check_specs=[

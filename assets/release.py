@@ -14,6 +14,7 @@ import dagster as dg
 
 from assets.failures import permanent_failures
 from assets.metadata import picture, table
+from assets.naming import named
 from pipelines import artifacts
 from pipelines.declaration import Declaration
 from pipelines.evaluation.suite import evaluate
@@ -30,9 +31,7 @@ def evaluation_report_asset(declaration: Declaration) -> dg.AssetsDefinition:
     use_case = declaration.name
 
     @dg.asset(
-        key=[use_case, "evaluation_report"],
-        group_name=use_case,
-        owners=[declaration.owner] if declaration.owner else None,
+        **named(declaration, "evaluation_report"),
         deps=[dg.AssetKey([use_case, "lora_adapter"])],
         kinds={"pytorch"},
         description="Candidate, champion and base on the same held-out rows, and the gate's verdict.",
@@ -77,9 +76,7 @@ def gguf_model_asset(declaration: Declaration) -> dg.AssetsDefinition:
     use_case = declaration.name
 
     @dg.asset(
-        key=[use_case, "gguf_model"],
-        group_name=use_case,
-        owners=[declaration.owner] if declaration.owner else None,
+        **named(declaration, "gguf_model"),
         deps=[dg.AssetKey([use_case, "evaluation_report"])],
         kinds={"gguf"},
         description="The adapter merged into its base, converted to GGUF, quantised and compared with the original. "
@@ -132,9 +129,7 @@ def published_model_asset(declaration: Declaration) -> dg.AssetsDefinition:
     use_case = declaration.name
 
     @dg.asset(
-        key=[use_case, "published_model"],
-        group_name=use_case,
-        owners=[declaration.owner] if declaration.owner else None,
+        **named(declaration, "published_model"),
         deps=[dg.AssetKey([use_case, "gguf_model"])],
         kinds={"gguf"},
         description="The version that is served. Publishing needs a passed verdict for exactly these files.",

@@ -24,7 +24,8 @@ from pipelines.environment import REPOSITORY
 from pipelines.evaluation.classifier import load_classifier
 from pipelines.evaluation.metrics import best_threshold, expected_calibration_error, score, scores
 from pipelines.fingerprint import fingerprint
-from pipelines.training.dataset import indicators, read_split
+from pipelines.labels.examples import read_split
+from pipelines.training.dataset import indicators
 from pipelines.training.lora import TrainingJob, train
 from pipelines.training.progress import Progress
 from pipelines.training.settings import FineTuneSettings

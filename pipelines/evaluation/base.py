@@ -15,7 +15,8 @@ from pipelines.evaluation.classifier import (
     run_model,
 )
 from pipelines.evaluation.metrics import best_threshold
-from pipelines.training.dataset import indicators, read_split
+from pipelines.labels.examples import read_split
+from pipelines.training.dataset import indicators
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -23,7 +23,8 @@ from pipelines.evaluation.metrics import (
 from pipelines.evaluation.plots import class_bars, confusion, confusion_matrix
 from pipelines.evaluation.settings import EvaluationSettings
 from pipelines.fingerprint import fingerprint, write_json_atomically
-from pipelines.training.dataset import Row, indicators, read_split
+from pipelines.labels.examples import Example, read_split
+from pipelines.training.dataset import indicators
 
 if TYPE_CHECKING:
     import numpy as np
@@ -178,7 +179,7 @@ def _calibration(truth: NDArray[np.bool_], chances: NDArray[np.float32], *, mult
 
 def _write_predictions(
     path: Path,
-    rows: Sequence[Row],
+    rows: Sequence[Example],
     categories: Sequence[str],
     predictions: Mapping[str, NDArray[np.bool_]],
     chances: NDArray[np.float32],

@@ -6,9 +6,10 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
+from pipelines.artifacts import Artifact
+from pipelines.errors import ArtifactError
 from pipelines.fingerprint import fingerprint
 
 Split = Literal["train", "validation", "test"]
@@ -65,11 +66,32 @@ class Example:
     origin: str
 
 
-def read_split(folder: Path, split: Split) -> list[Example]:
-    """The examples of one split of the training set in ``folder``, sorted by id."""
-    with (folder / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as file:
-        found = [json.loads(line) for line in file]
-    return [Example(row["id"], row["text"], tuple(row["labels"]), row["group"], row["origin"]) for row in found]
+def read_split(training_set: Artifact, split: Split) -> list[Example]:
+    """The examples of one split, sorted by id; an empty file is an empty split, a missing one is an error.
+
+    Raises:
+        ArtifactError: the file is missing, or a row does not fit the manifest's categories.
+    """
+    path = training_set.path / f"{split}.jsonl"
+    if not path.is_file():
+        raise ArtifactError(f"{training_set.path} has no {path.name}; materialise its asset again")
+    categories = set(training_set.manifest["categories"])
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            example = Example(row["id"], row["text"], tuple(row["labels"]), row["group"], row["origin"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path}, line {number}, is no row of a training set: {error!r}") from error
+        unknown = sorted(set(example.labels) - categories)
+        if unknown:
+            raise ArtifactError(f"{path}, line {number}: label {unknown[0]!r} is not a category of the manifest")
+        if not training_set.manifest["multi_label"] and len(example.labels) != 1:
+            raise ArtifactError(f"{path}, line {number}: {len(example.labels)} labels, but multi_label is off")
+        found.append(example)
+    return found
 
 
 def normalised(text: str) -> str:

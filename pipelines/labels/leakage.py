@@ -58,7 +58,7 @@ class LeakageReport:
 
 def find_leakage(artifact: Artifact) -> LeakageReport:
     """Compare test and validation rows of a training set with its training rows: what is found blocks training."""
-    by_split = {split: read_split(artifact.path, split) for split in SPLITS}
+    by_split = {split: read_split(artifact, split) for split in SPLITS}
     return LeakageReport(_shared_groups(by_split), tuple(leaked_pairs(by_split)))
 
 

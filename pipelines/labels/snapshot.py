@@ -98,15 +98,10 @@ def freeze_training_set(
     return artifact
 
 
-def rows(artifact: Artifact, split: Split) -> list[Example]:
-    """The examples of one split, sorted by id."""
-    return read_split(artifact.path, split)
-
-
 def diff(old: Artifact, new: Artifact) -> TrainingSetDifference:
     """What ``new`` adds to ``old`` and what it no longer has, by example id."""
-    before = {example.id: example for split in SPLITS for example in read_split(old.path, split)}
-    after = {example.id: example for split in SPLITS for example in read_split(new.path, split)}
+    before = {example.id: example for split in SPLITS for example in read_split(old, split)}
+    after = {example.id: example for split in SPLITS for example in read_split(new, split)}
     added = [after[key] for key in after.keys() - before.keys()]
     removed = [before[key] for key in before.keys() - after.keys()]
     return TrainingSetDifference(len(added), len(removed), _by_category(added), _by_category(removed))

@@ -17,9 +17,8 @@ import sqlalchemy as sa
 from pipelines.artifacts import Artifact
 from pipelines.catalog import examples, now
 from pipelines.fingerprint import fingerprint
-from pipelines.labels.examples import SPLITS
+from pipelines.labels.examples import SPLITS, read_split
 from pipelines.labels.intake import ACCEPTED
-from pipelines.labels.snapshot import rows
 
 _COUNTED = 100_000  # counting stops here, so that the sensor stays quick however much has piled up
 
@@ -138,7 +137,7 @@ def mark_trained(catalog: sa.Engine, use_case: str, training_set: Artifact) -> i
 
     A second call finds nothing to do. Held-out and left-out rows count as used too: waiting longer changes nothing.
     """
-    used = [example.id for split in SPLITS for example in rows(training_set, split)]
+    used = [example.id for split in SPLITS for example in read_split(training_set, split)]
     ids = iter([*used, *training_set.manifest.get("left_out", ())])
     trained_at, marked = now(), 0
     with catalog.begin() as connection:

@@ -16,12 +16,12 @@ from pipelines.artifacts import MANIFEST, Artifact, load, seal, writing
 from pipelines.errors import ArtifactError, ConfigError, ExportError, LockedError
 from pipelines.evaluation.classifier import base_folder
 from pipelines.fingerprint import fingerprint
+from pipelines.labels.examples import read_split
 from pipelines.release.bundle import base_name
 from pipelines.release.gguf import Header, convert, quantise
 from pipelines.release.merge import merge
 from pipelines.release.parity import compare, plot
 from pipelines.release.settings import Quantisation, ReleaseSettings
-from pipelines.training.dataset import read_split
 
 EXPORTER = "1"
 """Version of what this module makes of equal inputs; part of the fingerprint."""

@@ -15,11 +15,12 @@ from typing import Any
 
 from pipelines.evaluation.classifier import Classifier, probabilities
 from pipelines.evaluation.metrics import scores
+from pipelines.labels.examples import Example
 from pipelines.release.gguf import Header
 from pipelines.release.llama import GgufModel
 from pipelines.release.probes import PROBES
 from pipelines.release.settings import Quantisation, ReleaseSettings
-from pipelines.training.dataset import Row, indicators
+from pipelines.training.dataset import indicators
 
 F16_TOLERANCE = 0.02
 """Largest difference between F16 and original, as a share of the range of the original's logits."""
@@ -64,7 +65,7 @@ class Parity:
 
 def compare(
     merged: Classifier,
-    rows: Sequence[Row],
+    rows: Sequence[Example],
     files: Mapping[Quantisation, tuple[Path, Header]],
     *,
     settings: ReleaseSettings,
@@ -158,7 +159,7 @@ def _decided(merged: Classifier, logits: Any) -> Any:
     return indicators(merged.decide(chances) if len(logits) else [], merged.categories)
 
 
-def _token_parity(model: GgufModel, tokenizer: Any, rows: Sequence[Row], maximum_tokens: int) -> dict[str, Any]:
+def _token_parity(model: GgufModel, tokenizer: Any, rows: Sequence[Example], maximum_tokens: int) -> dict[str, Any]:
     """Where both stacks read a text differently, cut as in training for the held-out rows, whole for the probes."""
     differences, reasons = [], []
     for probe in PROBES:

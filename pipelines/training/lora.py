@@ -25,9 +25,10 @@ from pipelines.evaluation.classifier import (
 )
 from pipelines.evaluation.metrics import best_threshold, score, scores
 from pipelines.fingerprint import fingerprint
+from pipelines.labels.examples import Example, read_split
 from pipelines.models import model_folder
 from pipelines.settings import Settings
-from pipelines.training.dataset import Row, indicators, read_split, training_set_at
+from pipelines.training.dataset import indicators, training_set_at
 from pipelines.training.progress import Progress, recorder
 from pipelines.training.settings import FineTuneSettings
 
@@ -139,7 +140,7 @@ def _fit(
     if precision == "bf16" and not torch.cuda.is_available() and settings.maximum_tokens <= 256:
         model.set_attn_implementation("eager")  # a third faster there than the fused one, whose backward pass is slow
 
-    def encoded(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def encoded(rows: Sequence[Example]) -> list[dict[str, Any]]:
         ids = tokenizer([row.text for row in rows], truncation=True, max_length=settings.maximum_tokens)["input_ids"]
         truth = indicators([row.labels for row in rows], categories)
         labels = truth.astype("float32") if multi_label else truth.argmax(axis=1)
@@ -251,7 +252,7 @@ def _fit(
 
 
 class AlikeLengths:
-    """Row indices in a new order each pass: ``batch_size`` in a row have alike lengths, and batches come at random.
+    """Example indices in a new order each pass: ``batch_size`` in a row have alike lengths, and batches come at random.
 
     transformers' own grouping runs from long to short again and again; what long texts are about then comes in waves.
     """

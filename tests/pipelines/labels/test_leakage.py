@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines.artifacts import Artifact
+from pipelines.labels.examples import read_split
 from pipelines.labels.leakage import find_leakage
-from pipelines.labels.snapshot import freeze_training_set, rows
+from pipelines.labels.snapshot import freeze_training_set
 from pipelines.labels.trigger import mark_trained, untrained
 
 Letters = Callable[..., list[dict[str, Any]]]
@@ -74,9 +75,11 @@ def test_near_copies_can_be_left_out_of_training_and_do_not_wait_for_ever(inbox:
     whole, clean = freeze(inbox), freeze(inbox, near_copies="leave_out")
     assert not find_leakage(whole).clean
     assert find_leakage(clean).clean
-    (left_out,) = {example.id for example in rows(whole, "train")} - {example.id for example in rows(clean, "train")}
+    (left_out,) = {example.id for example in read_split(whole, "train")} - {
+        example.id for example in read_split(clean, "train")
+    }
     assert clean.manifest["left_out"] == [left_out]
-    assert rows(whole, "test") == rows(clean, "test")
+    assert read_split(whole, "test") == read_split(clean, "test")
     assert mark_trained(inbox.catalog, "mail", clean) == 62
     assert untrained(inbox.catalog, "mail", minimum=1).count == 0
 

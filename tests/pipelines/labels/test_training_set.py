@@ -9,8 +9,8 @@ import pytest
 
 from pipelines.artifacts import Artifact, latest, load
 from pipelines.errors import ArtifactError, ExamplesError
-from pipelines.labels.examples import SPLITS, Example
-from pipelines.labels.snapshot import diff, freeze_training_set, rows
+from pipelines.labels.examples import SPLITS, Example, read_split
+from pipelines.labels.snapshot import diff, freeze_training_set
 
 Letters = Callable[..., list[dict[str, Any]]]
 
@@ -40,7 +40,7 @@ def test_a_training_set_holds_every_accepted_example_in_its_split(inbox: Any, le
         "validation.jsonl",
     ]
     stored = {key: split for key, split, state in inbox.stored("example_id", "split", "state") if state == "accepted"}
-    assert {example.id: split for split in SPLITS for example in rows(artifact, split)} == stored
+    assert {example.id: split for split in SPLITS for example in read_split(artifact, split)} == stored
     manifest = artifact.manifest
     assert artifact.path.name == manifest["fingerprint"]
     assert (manifest["kind"], manifest["schema"], manifest["use_case"]) == ("training_set", 1, "mail")
@@ -96,7 +96,7 @@ def test_a_new_training_set_replays_all_that_came_before(inbox: Any, letters: Le
     inbox.take_in()
     second = freeze(inbox)
     for split in SPLITS:
-        assert set(rows(first, split)) <= set(rows(second, split))
+        assert set(read_split(first, split)) <= set(read_split(second, split))
     change = diff(first, second)
     assert (change.added, change.removed) == (41, 0)
     assert change.added_by_category == {"billing": 20, "meters": 1, "shipping": 20}
@@ -179,7 +179,7 @@ def test_texts_of_any_script_and_labels_of_any_number_come_back_as_they_were(inb
     inbox.write("a.jsonl", *every)
     inbox.take_in(multi_label=True)
     artifact = freeze(inbox, multi_label=True)
-    found = {example.text: example for split in SPLITS for example in rows(artifact, split)}
+    found = {example.text: example for split in SPLITS for example in read_split(artifact, split)}
     assert set(found) == set(texts)
     assert [found[text].labels for text in texts] == [("a", "b"), (), ("a",), ("b",)]
     assert isinstance(found[texts[0]], Example)

@@ -9,12 +9,12 @@ import pytest
 
 from pipelines.artifacts import Artifact
 from pipelines.evaluation.classifier import Classifier, load_classifier
+from pipelines.labels.examples import Example, read_split
 from pipelines.release.gguf import Header, read_header
 from pipelines.release.llama import GgufModel
 from pipelines.release.parity import Parity, compare, plot
 from pipelines.release.probes import PROBES
 from pipelines.release.settings import Quantisation, ReleaseSettings
-from pipelines.training.dataset import Row, read_split
 from tests.pipelines.release.samples import no_progress
 
 
@@ -24,7 +24,7 @@ def original(adapter: Artifact) -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def rows(training: tuple[Artifact, Artifact]) -> list[Row]:
+def rows(training: tuple[Artifact, Artifact]) -> list[Example]:
     return read_split(training[0], "test")
 
 
@@ -33,7 +33,9 @@ def files(gguf: Artifact, *quantisations: Quantisation) -> dict[Quantisation, tu
     return {name: (path, read_header(path)) for name, path in paths.items()}
 
 
-def compared(original: Classifier, rows: list[Row], gguf: Artifact, *names: Quantisation, **settings: Any) -> Parity:
+def compared(
+    original: Classifier, rows: list[Example], gguf: Artifact, *names: Quantisation, **settings: Any
+) -> Parity:
     return compare(original, rows, files(gguf, *names), settings=ReleaseSettings(**settings), progress=no_progress)
 
 
@@ -63,7 +65,9 @@ def test_known_differences_of_llama_cpps_tokenizer_are_those_and_no_others(
     assert differing == {probe.name for probe in PROBES if probe.known_difference}
 
 
-def test_a_held_out_text_that_is_read_otherwise_blocks(gguf: Artifact, original: Classifier, rows: list[Row]) -> None:
+def test_a_held_out_text_that_is_read_otherwise_blocks(
+    gguf: Artifact, original: Classifier, rows: list[Example]
+) -> None:
     """G6: also where the difference is a known one."""
     exotic = [*rows[:5], replace(rows[0], id="korean", text="한국어 문장입니다")]
     parity = compared(original, exotic, gguf, "Q8_0")
@@ -72,7 +76,7 @@ def test_a_held_out_text_that_is_read_otherwise_blocks(gguf: Artifact, original:
     assert "1 of 6 held-out texts" in parity.reasons[1]
 
 
-def test_a_file_that_predicts_otherwise_blocks(gguf: Artifact, original: Classifier, rows: list[Row]) -> None:
+def test_a_file_that_predicts_otherwise_blocks(gguf: Artifact, original: Classifier, rows: list[Example]) -> None:
     """G14: against a model whose head is turned round, every prediction of the file is another one."""
     import torch
 

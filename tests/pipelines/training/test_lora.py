@@ -12,8 +12,9 @@ from filelock import FileLock
 from pipelines.artifacts import MANIFEST, Artifact, load, seal
 from pipelines.errors import ArtifactError, ConfigError, ExamplesError, LockedError
 from pipelines.evaluation.classifier import load_classifier
+from pipelines.labels.examples import read_split
 from pipelines.models import BUNDLED, model_folder
-from pipelines.training.dataset import indicators, read_split, training_set_at
+from pipelines.training.dataset import indicators, training_set_at
 from pipelines.training.lora import AlikeLengths, TrainingJob, adapter_fingerprint, train
 from pipelines.training.progress import Progress, read_progress
 from pipelines.training.settings import FineTuneSettings, LoraSettings
@@ -240,9 +241,9 @@ def test_too_few_rows_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": "1", "text": "t", "labels": ["c"], "origin": "human"}', "'c' is not a category"),
-        ('{"id": "1", "text": "t", "labels": [], "origin": "human"}', "give one"),
-        ('{"id": "1", "labels": ["a"], "origin": "human"}', "line 1, is no row"),
+        ('{"id": "1", "text": "t", "labels": ["c"], "group": "g", "origin": "human"}', "'c' is not a category"),
+        ('{"id": "1", "text": "t", "labels": [], "group": "g", "origin": "human"}', "multi_label is off"),
+        ('{"id": "1", "labels": ["a"], "group": "g", "origin": "human"}', "line 1, is no row"),
         ("{", "line 1, is no row"),
     ],
 )
