@@ -16,9 +16,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 class Environment(BaseSettings):
-    """Freshet's variables, each described in ``.env.example``; an argument wins over the variable of its alias."""
+    """Freshet's variables, each described in ``.env.example``; an argument of the same name wins."""
 
-    model_config = SettingsConfigDict(frozen=True, populate_by_name=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(frozen=True, case_sensitive=True, extra="ignore", env_ignore_empty=True)
 
     home: Path = Field(default=REPOSITORY / ".freshet", alias="FRESHET_HOME")
     """Folder of every embedded store."""

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from pipelines.catalog import documents, insert_or_ignore, open_catalog
-from pipelines.environment import Environment
+from pipelines.environment import REPOSITORY, Environment
 from pipelines.errors import ConfigError
 from pipelines.fingerprint import file_sha256, fingerprint, write_json_atomically, write_text_atomically
 from pipelines.models import BUNDLED, model_folder
@@ -71,6 +71,16 @@ def test_state_lives_below_freshet_home_unless_a_variable_says_otherwise(
     assert environment.catalog_url == "postgresql://u:secret@localhost/f"
     assert environment.qdrant_url is None, "an empty variable is an unset one"
     assert "secret" not in repr(environment)
+
+
+def test_only_our_own_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A field called ``home`` must not take the shell's HOME."""
+    monkeypatch.delenv("FRESHET_HOME")
+    monkeypatch.setenv("HOME", "/somewhere/else")
+    monkeypatch.setenv("DATA", "/data")
+    environment = Environment()
+    assert environment.home == REPOSITORY / ".freshet"
+    assert environment.data is None
 
 
 def test_the_bundled_model_is_found_inside_its_package() -> None:

@@ -159,11 +159,11 @@ def test_a_damaged_embedded_collection_is_an_error_and_not_an_empty_one(edge: Ed
 
 
 def test_a_server_that_does_not_answer_is_a_passing_trouble() -> None:
-    index = open_index(Environment(qdrant_url="http://127.0.0.1:9"))
+    index = open_index(Environment(QDRANT_URL="http://127.0.0.1:9"))
     with pytest.raises(TransientError, match="QDRANT_URL"):
         index.exists(NAME)
 
 
 def test_the_environment_chooses_the_index(tmp_path: Path) -> None:
-    assert isinstance(open_index(Environment(home=tmp_path)), EdgeIndex)
-    assert isinstance(open_index(Environment(qdrant_url="http://127.0.0.1:9")), ServerIndex)
+    assert isinstance(open_index(Environment(FRESHET_HOME=tmp_path)), EdgeIndex)
+    assert isinstance(open_index(Environment(QDRANT_URL="http://127.0.0.1:9")), ServerIndex)
