@@ -183,7 +183,7 @@ def _evaluation_metadata(report: artifacts.Artifact) -> dict[str, Any]:
 
 def _gguf_metadata(gguf: artifacts.Artifact) -> dict[str, Any]:
     quantisations: dict[str, dict[str, Any]] = gguf.manifest["quantisations"]
-    columns = ("file_type", "size", "agreement", "max_logit_difference")
+    columns = ("file_type", "size", "agreement", "row_agreement", "max_logit_difference")
     return {
         "dagster/uri": str(gguf.path),
         **{f"{name}_agreement": found["agreement"] for name, found in quantisations.items()},

@@ -25,6 +25,8 @@ from pipelines.evaluation.classifier import load_classifier
 from pipelines.evaluation.metrics import best_threshold, expected_calibration_error, score, scores
 from pipelines.fingerprint import fingerprint
 from pipelines.labels.examples import read_split
+from pipelines.release.export import export
+from pipelines.release.settings import ReleaseSettings
 from pipelines.training.dataset import indicators
 from pipelines.training.lora import TrainingJob, train
 from pipelines.training.progress import Progress
@@ -59,6 +61,7 @@ def main() -> None:
         default=REPOSITORY.parent / "shared" / "data",
         help="folder with compliance-opp115/ and intents-banking77/",
     )
+    parser.add_argument("--export", action="store_true", help="export to GGUF too, and compare with the merged model")
     parser.add_argument("--task", choices=[task.name for task in TASKS], action="append", help="only this one")
     chosen = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -70,7 +73,7 @@ def main() -> None:
             if not (chosen.data / task.folder).is_dir():
                 print(f"{task.name}: not measured, {chosen.data / task.folder} is not there", flush=True)
                 continue
-            contenders = measure(task, chosen.data / task.folder, Path(scratch), quick=chosen.quick)
+            contenders = measure(task, chosen.data / task.folder, Path(scratch), quick=chosen.quick, gguf=chosen.export)
             rows += contenders
             ours = contenders[-1]
             if task.multi_label:
@@ -78,12 +81,13 @@ def main() -> None:
             else:
                 figures[f"{task.name}_accuracy"] = ours["accuracy"]
             figures[f"{task.name}_minutes"] = ours["minutes"]
+            figures |= {f"{task.name}_{name}": value for name, value in ours.items() if name.endswith("_agreement")}
     packages = ["torch", "transformers", "peft", "scikit-learn"]
     report("training", rows, figures, packages=packages, json_file=chosen.json, quick=chosen.quick)
 
 
-def measure(task: Task, data: Path, scratch: Path, *, quick: bool) -> list[dict[str, Any]]:
-    """Both contenders on one task, ours last."""
+def measure(task: Task, data: Path, scratch: Path, *, quick: bool, gguf: bool) -> list[dict[str, Any]]:
+    """Both contenders on one task, ours last; with ``gguf``, how often each exported file agrees with the model."""
     splits = task.read(data)
     if quick:
         splits = {name: rows[:QUICK_ROWS] for name, rows in splits.items()}
@@ -117,6 +121,12 @@ def measure(task: Task, data: Path, scratch: Path, *, quick: bool) -> list[dict[
     effective = adapter.manifest["effective"]
     ours |= {"threads": adapter.manifest["threads"], "precision": adapter.manifest["precision"]}
     ours |= {name: effective[name] for name in ("epochs", "best_epoch", "steps", "tokens")}
+    if gguf:
+        folder = scratch / task.name / "gguf_model"
+        exported = export(adapter, training_set, settings=ReleaseSettings(), folder=folder, progress=print)
+        found = exported.manifest["quantisations"]
+        ours |= {f"{name.lower()}_agreement": parity["agreement"] for name, parity in found.items()}
+        ours |= {f"{name.lower()}_row_agreement": parity["row_agreement"] for name, parity in found.items()}
     return [baseline, ours]
 
 

@@ -23,7 +23,7 @@ from pipelines.release.merge import merge
 from pipelines.release.parity import compare, plot
 from pipelines.release.settings import Quantisation, ReleaseSettings
 
-EXPORTER = "1"
+EXPORTER = "2"
 """Version of what this module makes of equal inputs; part of the fingerprint."""
 
 PACKAGES = ("torch", "transformers", "peft", "auto-round", "gguf", "llama-cpp-python")

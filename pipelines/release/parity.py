@@ -36,8 +36,11 @@ class QuantisationParity:
     size: int
     """Bytes."""
     agreement: float
-    """Share of rows whose predicted labels are the merged model's."""
+    """Share of decisions that are the merged model's: one a row, or with several labels one for each row and label."""
     disagreements: int
+    """Decisions that are not."""
+    row_agreement: float
+    """Share of rows without a disagreement."""
     max_logit_difference: float
     accuracy: float
     """Share of rows whose predicted labels are exactly the true ones."""
@@ -73,8 +76,9 @@ def compare(
 ) -> Parity:
     """Compare every file with the ``merged`` model on held-out ``rows``; the vocabulary is the same in all files.
 
-    A quantisation may disagree on the share of rows that ``settings.minimum_agreement`` leaves, rounded up to a whole
-    row: on few rows the floor cannot be finer than one.
+    A quantisation may disagree on the share of decisions that ``settings.minimum_agreement`` leaves, rounded up to a
+    whole one: on few rows the floor cannot be finer. With several labels each is a decision of its own, or a file would
+    have to be ten times as faithful to ten labels as to one.
     """
     import numpy as np
 
@@ -94,7 +98,11 @@ def compare(
             reasons += tokens["reasons"]
         logits = model.logits(texts)
         predicted = _decided(merged, logits)
-        disagreements = int((predicted != expected).any(axis=1).sum())
+        differing = predicted != expected
+        rows_differing = int(differing.any(axis=1).sum())
+        disagreements, decisions = (
+            (int(differing.sum()), differing.size) if merged.multi_label else (rows_differing, len(rows))
+        )
         difference = float(np.abs(logits - reference).max()) if len(rows) else 0.0
         result = scores(truth, predicted, merged.categories)
         found[quantisation] = QuantisationParity(
@@ -102,17 +110,19 @@ def compare(
             file_type=header.file_type,
             tensor_types=header.tensor_types,
             size=path.stat().st_size,
-            agreement=1 - disagreements / len(rows) if rows else 0.0,
+            agreement=1 - disagreements / decisions if rows else 0.0,
             disagreements=disagreements,
+            row_agreement=1 - rows_differing / len(rows) if rows else 0.0,
             max_logit_difference=difference,
             accuracy=result.accuracy,
             micro_f1=result.micro_f1,
         )
         minimum = settings.minimum_agreement[quantisation]
-        if disagreements > math.ceil(round((1 - minimum) * len(rows), 9)):
+        if disagreements > math.ceil(round((1 - minimum) * decisions, 9)):
             reasons.append(
-                f"{quantisation} predicts {disagreements} of {len(rows)} held-out rows otherwise than the merged model "
-                f"(agreement {found[quantisation].agreement:.4f}, at least {minimum} is asked for)"
+                f"{quantisation} predicts {rows_differing} of {len(rows)} held-out rows otherwise than the merged "
+                f"model ({disagreements} of {decisions} decisions, agreement {found[quantisation].agreement:.4f}, "
+                f"at least {minimum} is asked for)"
             )
         if not np.isfinite(logits).all() or (quantisation == "F16" and difference > F16_TOLERANCE * spread):
             reasons.append(
@@ -140,13 +150,14 @@ def plot(parity: Parity) -> bytes:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for name, found in parity.quantisations.items():
-        label = f"{name}: {found.size / 1e6:.1f} MB, {found.disagreements} of {parity.rows} differ"
+        differing = round((1 - found.row_agreement) * parity.rows)
+        label = f"{name}: {found.size / 1e6:.1f} MB, {differing} of {parity.rows} rows differ"
         axes.scatter(found.size / 1e6, 100 * found.agreement, s=70, label=label)
     lowest = min(found.agreement for found in parity.quantisations.values())
     axes.set_ylim(min(95.0, 100 * lowest - 1), 100.5)
     axes.set_xlim(left=0)
     axes.set_xlabel("size (MB)")
-    axes.set_ylabel("held-out rows predicted as before export (%)")
+    axes.set_ylabel("held-out predictions as before export (%)")
     axes.legend(loc="lower left")
     axes.grid(alpha=0.3)
     png = BytesIO()

@@ -22,8 +22,8 @@ class ReleaseSettings(Settings):
     serve: Quantisation = Field(default="Q8_0", description="The file that answers questions here.")
     minimum_agreement: dict[Quantisation, float] = Field(
         default=MINIMUM_AGREEMENT,
-        description="Per quantisation, the least share of held-out rows predicted as the merged model predicts them; "
-        "one that is not named keeps its default.",
+        description="Per quantisation, the least share of held-out predictions that are the merged model's; with "
+        "several labels, each is a prediction. One that is not named keeps its default.",
     )
 
     @field_validator("quantisations")

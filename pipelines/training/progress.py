@@ -13,8 +13,6 @@ from typing import Any
 
 SECONDS_BETWEEN_REPORTS = 1.0
 POINTS_OF_A_CURVE = 200
-AVERAGED = 0.99
-"""How much of the average of the weights a step keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +51,10 @@ def read_progress(path: Path) -> list[Progress]:
 
 
 def recorder(report: Callable[[Progress], None], path: Path, rows: int) -> Any:
-    """A ``TrainerCallback`` that reports, averages the weights, and keeps the adapter of the best epoch in memory.
-
-    What is validated, and what the model ends with, is the moving average of its weights over the last hundred steps or
-    so (Polyak and Juditsky, 1992, doi:10.1137/0330046). Early epochs are better for it; at the end, where the learning
-    rate is nearly zero, it makes no difference.
+    """A ``TrainerCallback`` that reports, and keeps the adapter of the best epoch in memory.
 
     Its attributes: ``points``, ``best`` (the adapter's tensors, None without validation), ``best_epoch``.
     """
-    import torch
     from peft import get_peft_model_state_dict
     from transformers import TrainerCallback
 
@@ -71,20 +64,12 @@ def recorder(report: Callable[[Progress], None], path: Path, rows: int) -> Any:
             self.best: dict[str, Any] | None = None
             self.best_epoch: float | None = None
             self._best_key = (float("-inf"), float("-inf"))
-            self._trained: list[torch.Tensor] = []
-            self._average: list[torch.Tensor] = []
             self._started = self._reported = self._logged = time.monotonic()
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self._trained = [value for value in kwargs["model"].parameters() if value.requires_grad]
-            self._average = [value.detach().clone() for value in self._trained]
             self._started = time.monotonic()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            kept = min(AVERAGED, (1 + state.global_step) / (10 + state.global_step))  # at first little
-            with torch.no_grad():
-                for mean, value in zip(self._average, self._trained, strict=True):
-                    mean.lerp_(value, 1 - kept)
             every = max(1, state.max_steps // POINTS_OF_A_CURVE)
             due = time.monotonic() - self._logged >= SECONDS_BETWEEN_REPORTS
             control.should_log = due or state.global_step % every == 0 or state.global_step in (1, state.max_steps)
@@ -109,10 +94,6 @@ def recorder(report: Callable[[Progress], None], path: Path, rows: int) -> Any:
                 )
             )
 
-        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if args.eval_strategy != "no":  # the evaluation comes next
-                self._swap()
-
         def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             score, loss = kwargs["metrics"]["eval_score"], kwargs["metrics"]["eval_loss"]
             key = (score, -loss)
@@ -120,21 +101,10 @@ def recorder(report: Callable[[Progress], None], path: Path, rows: int) -> Any:
                 self._best_key, self.best_epoch = key, state.epoch
                 state_dict = get_peft_model_state_dict(kwargs["model"], save_embedding_layers=False)
                 self.best = {name: value.clone() for name, value in state_dict.items()}
-            self._swap()
             self._add(replace(self.points[-1], validation_loss=loss, validation_score=score))
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if self.best is None:
-                self._swap()
             report(self.points[-1])
-
-        def _swap(self) -> None:
-            """Exchange the model's weights and their average."""
-            with torch.no_grad():
-                for mean, value in zip(self._average, self._trained, strict=True):
-                    present = value.clone()
-                    value.copy_(mean)
-                    mean.copy_(present)
 
         def _add(self, point: Progress) -> None:
             self.points.append(point)
