@@ -73,23 +73,24 @@ class Demo:
         """Start from nothing, on a copy of the sample data.
 
         Raises:
-            SystemExit: FRESHET_HOME holds state that no demo made.
+            SystemExit: FRESHET_HOME holds state that no demo made, or variables point at other stores.
         """
-        marker = self.folder / "started"
-        kept = ("dagster", "lint")
-        held = [path for path in self.environment.home.glob("*") if path.name not in kept]
-        if held and not marker.exists():
+        home, marker, instance = self.environment.home, self.folder / "started", self.environment.home / "dagster"
+        if os.environ.get("DAGSTER_HOME") != str(instance):
+            raise SystemExit(f"DAGSTER_HOME should be {instance}, which is emptied first; `make demo` sets it")
+        elsewhere = [name for name in ("DATABASE_URL", "QDRANT_URL", "MODEL_REGISTRY_URL") if os.environ.get(name)]
+        if elsewhere:
+            raise SystemExit(f"the demo works on embedded stores: unset {', '.join(elsewhere)}")
+        held = [path for path in home.glob("*") if path.name not in ("dagster", "lint")]
+        users = {path.name.partition("__")[0] for path in [*home.glob("registry/*"), *home.glob("index/*")]}
+        if (held and not marker.exists()) or users - {"support", "compliance"}:
             raise SystemExit(
-                f"{self.environment.home} holds state that the demo did not make ({held[0].name}); nothing was "
-                "touched. Run it elsewhere: make demo FRESHET_HOME=/tmp/freshet-demo"
+                f"{home} holds state that the demo did not make "
+                f"({', '.join(sorted(users) or [path.name for path in held])}); nothing was touched. "
+                "Run it elsewhere: make demo FRESHET_HOME=/tmp/freshet-demo"
             )
-        for path in self.environment.home.glob("*"):
-            if path.name not in kept:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        instance_folder = Path(os.environ["DAGSTER_HOME"])
-        for path in instance_folder.glob("*"):
-            if path.name != "dagster.yaml":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in [*held, *(path for path in instance.glob("*") if path.name != "dagster.yaml")]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         marker.parent.mkdir(parents=True)
         marker.touch()
         for use_case in ("support", "compliance"):
