@@ -6,7 +6,6 @@ Concept: https://docs.dagster.io/guides/build/assets
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 
@@ -14,7 +13,7 @@ from assets.failures import RETRY, permanent_failures
 from assets.metadata import table
 from assets.naming import named
 from pipelines.corpus.settings import FolderSource, TableSource
-from pipelines.corpus.sync import SyncReport, serve_index, sync_source
+from pipelines.corpus.sync import SyncReport, audit_index, serve_index, sync_source
 from pipelines.declaration import Declaration
 from pipelines.stores import Stores
 
@@ -69,14 +68,6 @@ def document_index_asset(declaration: Declaration) -> dg.AssetsDefinition:
         description="The whole index: audited against the catalog, then served.",
         retry_policy=RETRY,
         pool=INDEX_POOL,
-        check_specs=[
-            dg.AssetCheckSpec(
-                "index_equals_catalog",
-                asset=[use_case, "document_index"],
-                blocking=True,
-                description="No chunk is missing, left over, or out of date.",
-            )
-        ],
     )
     def document_index(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         with permanent_failures():
@@ -88,18 +79,40 @@ def document_index_asset(declaration: Declaration) -> dg.AssetsDefinition:
                 index=stores.index,
             )
         context.log.info(f"{use_case} serves {served.collection}")
-        audit = served.audit
-        metadata: dict[str, Any] = {
-            "collection": served.collection,
-            "dagster/row_count": audit.points,
-            "documents": audit.documents,
-        }
-        check = dg.AssetCheckResult(
-            check_name="index_equals_catalog", passed=audit.clean, metadata={"audit": str(audit)}
+        return dg.MaterializeResult(
+            metadata={
+                "collection": served.collection,
+                "dagster/row_count": served.audit.points,
+                "documents": served.audit.documents,
+            }
         )
-        return dg.MaterializeResult(metadata=metadata, check_results=[check])
 
     return document_index
+
+
+def index_check(declaration: Declaration) -> dg.AssetChecksDefinition:
+    """Index against catalog, whenever somebody wants to know."""
+    use_case = declaration.name
+
+    @dg.asset_check(
+        asset=[use_case, "document_index"],
+        name="index_equals_catalog",
+        blocking=True,
+        description="No chunk is missing, left over, or out of date.",
+        pool=INDEX_POOL,
+    )
+    def index_equals_catalog(stores: dg.ResourceParam[Stores]) -> dg.AssetCheckResult:
+        with permanent_failures():
+            audit = audit_index(
+                use_case=use_case,
+                retrieval=declaration.retrieval,
+                sources=[source.name for source in declaration.sources],
+                catalog=stores.catalog,
+                index=stores.index,
+            )
+        return dg.AssetCheckResult(passed=audit.clean, description=str(audit))
+
+    return index_equals_catalog
 
 
 def _freshness(source: FolderSource | TableSource) -> dg.FreshnessPolicy | None:

@@ -10,7 +10,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from assets.adapter import lora_adapter_asset
-from assets.corpus import document_index_asset, source_asset
+from assets.corpus import document_index_asset, index_check, source_asset
 from assets.labels import labelled_examples_asset, training_set_asset
 from assets.release import evaluation_report_asset, gguf_model_asset, parity_check, published_model_asset
 from pipelines.declaration import Declaration
@@ -50,6 +50,7 @@ class UseCase(Declaration, dg.Component, dg.Resolvable):
             refresh = refresh_job(self)
             assets += [source_asset(self, source, context.path) for source in self.sources]
             assets.append(document_index_asset(self))
+            checks.append(index_check(self))
             jobs.append(refresh)
             schedules += source_schedules(self, refresh, running=running)
         if self.labels is not None:

@@ -11,7 +11,8 @@ import dagster as dg
 import pytest
 
 from pipelines.ask import ask, main
-from pipelines.environment import REPOSITORY
+from pipelines.environment import REPOSITORY, Environment
+from pipelines.stores import Stores
 from tests.orchestration.harness import Dagster, checks, failures
 
 SYNC = ("added", "changed", "deleted", "embedded", "points_deleted", "failed")
@@ -60,6 +61,34 @@ def test_new_edited_and_deleted_documents_all_arrive(data: Path, dagster: Dagste
     assert "Stillwind" in everything
     assert "backorder" in everything
     assert "in_stock" not in everything
+
+
+def test_an_index_that_lost_a_document_fails_its_check_is_not_served_and_is_mended(
+    data: Path, dagster: Dagster
+) -> None:
+    """I9: audited against the catalog, by itself and before serving."""
+    assert dagster.run("support_refresh").success
+    stores = Stores(Environment())
+    with stores.catalog.connect() as connection:
+        collection = connection.exec_driver_sql("select collection from served_collections").scalar_one()
+    with stores.index.open(collection) as points:
+        assert points.delete("product_specs", ["kettle.md"]) > 0
+        points.flush()
+
+    index = dg.AssetKey(["support", "document_index"])
+    check = dg.AssetSelection.checks(dg.AssetCheckKey(index, "index_equals_catalog"))
+    audit = dg.Definitions.merge(
+        dagster.definitions, dg.Definitions(jobs=[dg.define_asset_job("audit", selection=check)])
+    ).resolve_job_def("audit")
+    assert checks(audit.execute_in_process(instance=dagster.instance, raise_on_error=False)) == {
+        "index_equals_catalog": False
+    }
+    served_alone = dagster.run("support_refresh", asset_selection=[index])
+    assert not served_alone.success
+    assert "product_specs/kettle.md" in failures(served_alone)
+    mended = dagster.run("support_refresh")
+    assert mended.success, failures(mended)
+    assert "190 seconds" in ask("support", "How long does the kettle take to boil?")[0].text
 
 
 def test_a_source_that_is_not_there_fails_with_what_to_do_and_deletes_nothing(data: Path, dagster: Dagster) -> None:
