@@ -23,16 +23,17 @@ from pipelines.training.settings import FineTuneSettings
 USE_CASES = REPOSITORY / "pipelines" / "usecases"
 """One folder a use case, with its ``defs.yaml``."""
 
-RESERVED = (
-    "document_index",
+TRAINING_ASSETS = (
     "labelled_examples",
     "training_set",
     "lora_adapter",
     "evaluation_report",
     "gguf_model",
     "published_model",
-    "labels",
 )
+"""What a retraining makes, in order."""
+
+RESERVED = ("document_index", *TRAINING_ASSETS, "labels")
 """Names that a source cannot have: other assets', and the labels' schedule."""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from pipelines.declaration import Declaration
+from pipelines.declaration import TRAINING_ASSETS, Declaration
 from pipelines.release.registry import rollback
 from pipelines.stores import Stores
 
@@ -16,15 +16,6 @@ USE_CASE_TAG = "freshet/use_case"
 
 AssetJob = Any
 """What ``define_asset_job`` returns; dagster exports no public name for it."""
-
-TRAINING_ASSETS = (
-    "labelled_examples",
-    "training_set",
-    "lora_adapter",
-    "evaluation_report",
-    "gguf_model",
-    "published_model",
-)
 
 
 def refresh_assets(declaration: Declaration) -> list[dg.AssetKey]:
