@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from pipelines.corpus.search import Hit, search
+from pipelines.corpus.search import Hit, checked_limit, search
 from pipelines.declaration import declared, load_declaration
 from pipelines.environment import Environment
 from pipelines.errors import ConfigError, FreshetError, NotBuiltError
@@ -36,12 +36,16 @@ def ask(use_case: str, question: str, *, top_k: int | None = None, environment: 
 
     Raises:
         ConfigError: no such use case, an empty question, or a ``top_k`` out of range.
-        NotBuiltError: the index is not built yet.
+        NotBuiltError: the index is not built yet; nothing is created then.
     """
     declaration = load_declaration(use_case)
     if not declaration.sources:
         raise ConfigError(f"use case {use_case!r} declares no sources, so there is nothing to search")
-    stores = Stores(environment or Environment())
+    environment = environment or Environment()
+    limit = checked_limit(question, declaration.retrieval.top_k if top_k is None else top_k)
+    if environment.database_url is None and not environment.catalog_file.exists():  # asking makes nothing
+        raise NotBuiltError(f"{use_case} serves no index yet: run the job {use_case}_refresh first")
+    stores = Stores(environment)
     try:
         return search(
             question,
@@ -49,7 +53,7 @@ def ask(use_case: str, question: str, *, top_k: int | None = None, environment: 
             retrieval=declaration.retrieval,
             catalog=stores.catalog,
             index=stores.index,
-            top_k=top_k,
+            top_k=limit,
         )
     finally:
         stores.close()

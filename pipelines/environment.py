@@ -47,7 +47,12 @@ class Environment(BaseSettings):
         """SQLAlchemy URL of the catalog."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
-        return f"sqlite:///{self.home / 'catalog.db'}"
+        return f"sqlite:///{self.catalog_file}"
+
+    @property
+    def catalog_file(self) -> Path:
+        """SQLite's file, where the catalog is not elsewhere."""
+        return self.home / "catalog.db"
 
     @property
     def index_folder(self) -> Path:

@@ -37,6 +37,19 @@ class Hit:
     indexed_at: datetime
 
 
+def checked_limit(question: str, top_k: int) -> int:
+    """``top_k``, once both can be searched for.
+
+    Raises:
+        ConfigError: the question is empty, or ``top_k`` out of range.
+    """
+    if not question.strip():
+        raise ConfigError(f"question {question!r} is empty: ask something")
+    if not 1 <= top_k <= MOST_HITS:
+        raise ConfigError(f"top_k {top_k} is out of range: 1 to {MOST_HITS}")
+    return top_k
+
+
 def search(
     question: str,
     *,
@@ -62,11 +75,7 @@ def search(
         ConfigError: the question is empty, ``top_k`` out of range, or the collection was built by another embedder.
         NotBuiltError: nothing is served yet.
     """
-    if not question.strip():
-        raise ConfigError(f"question {question!r} is empty: ask something")
-    limit = retrieval.top_k if top_k is None else top_k
-    if not 1 <= limit <= MOST_HITS:
-        raise ConfigError(f"top_k {limit} is out of range: 1 to {MOST_HITS}")
+    limit = checked_limit(question, retrieval.top_k if top_k is None else top_k)
     query = (
         sa.select(served_collections.c.collection, collections.c.pipeline)
         .join(collections, collections.c.collection == served_collections.c.collection)

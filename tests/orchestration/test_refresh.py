@@ -130,9 +130,10 @@ def test_a_document_that_cannot_be_read_is_listed_and_holds_nothing_up(data: Pat
     ],
 )
 def test_what_cannot_be_answered_ends_with_status_2_and_says_why(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, freshet_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
+    assert not freshet_home.exists(), "asking makes nothing"
     printed = capsys.readouterr()
     assert message in printed.err
     assert not printed.out
