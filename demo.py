@@ -81,7 +81,7 @@ class Demo:
         if elsewhere:
             raise SystemExit(f"the demo works on embedded stores: unset {', '.join(elsewhere)}")
         held = [path for path in home.glob("*") if path.name not in ("dagster", "lint")]
-        users = {path.name.partition("__")[0] for path in [*home.glob("registry/*"), *home.glob("index/*")]}
+        users = {path.name.lstrip(".").partition("__")[0] for path in [*home.glob("registry/*"), *home.glob("index/*")]}
         if (held and not marker.exists()) or users - {"support", "compliance"}:
             raise SystemExit(
                 f"{home} holds state that the demo did not make "
