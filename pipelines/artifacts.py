@@ -14,7 +14,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from pipelines.catalog import artifacts, now
-from pipelines.errors import ArtifactError, NotBuiltError
+from pipelines.errors import ArtifactError, LockedError, NotBuiltError
 from pipelines.fingerprint import folder_sha256s, write_json_atomically
 
 Kind = Literal["training_set", "lora_adapter", "evaluation_report", "gguf_model"]
@@ -51,6 +51,27 @@ def writing(folder: Path) -> Iterator[Path]:
         scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def alone(lock: Path, holder: str, *, seconds: float = 0.0) -> Iterator[None]:
+    """Hold the file ``lock`` while the block runs, waiting at most ``seconds`` for it.
+
+    Raises:
+        LockedError: another ``holder`` (a noun: training, export, publisher) has it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock, timeout=seconds)
+    try:
+        held.acquire()
+    except Timeout as error:
+        raise LockedError(f"another {holder} holds {lock}; try again when it has ended") from error
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def seal(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipelines.artifacts import MANIFEST, Artifact, load, seal, writing
-from pipelines.errors import ArtifactError, ConfigError, ExportError, LockedError
+from pipelines.artifacts import MANIFEST, Artifact, alone, load, seal, writing
+from pipelines.errors import ArtifactError, ConfigError, ExportError
 from pipelines.evaluation.classifier import base_folder
 from pipelines.fingerprint import fingerprint
 from pipelines.labels.examples import read_split
@@ -70,7 +69,7 @@ def export(
         settings.model_dump(mode="json"),
         versions,
     )
-    with _alone(folder):
+    with alone(folder / ".export.lock", "export"):
         if (folder / key / MANIFEST).is_file():
             try:
                 return load(folder / key)
@@ -170,16 +169,3 @@ def _check_disk(folder: Path, base: Path) -> None:
             f"the export needs about {needed / 1e9:.1f} GB in {folder.parent}, and {free / 1e9:.1f} GB are free: "
             "make room, or move FRESHET_HOME"
         )
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".export.lock"
-    try:
-        with FileLock(path, timeout=0):
-            yield
-    except Timeout as error:
-        raise LockedError(f"another export holds {path}; try again when it has ended") from error

@@ -10,8 +10,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pipelines.artifacts import MANIFEST, Artifact, load, seal
-from pipelines.errors import ArtifactError, ConfigError, GateRefusedError, LockedError, NotBuiltError
+from pipelines.artifacts import MANIFEST, Artifact, alone, load, seal
+from pipelines.errors import ArtifactError, ConfigError, GateRefusedError, NotBuiltError
 from pipelines.evaluation.gate import decide
 from pipelines.evaluation.metrics import Difference
 from pipelines.evaluation.settings import GateSettings
@@ -94,7 +93,7 @@ def publish(
     gguf, adapter, report = load(gguf.path), load(adapter.path), load(report.path)
     check_gate(gguf, adapter, report, use_case=use_case)
     folder = _use_case_folder(registry_url, use_case)
-    with _writing(folder):
+    with alone(folder / ".lock", "publisher", seconds=LOCK_SECONDS):
         for known in reversed(_versions(folder, use_case)):
             if known.fingerprint == gguf.fingerprint and _intact(known):
                 return _switch(folder, known)
@@ -191,7 +190,7 @@ def promote(registry_url: str, use_case: str, version: str) -> PublishedVersion:
         LockedError: a publisher holds the registry for long.
     """
     folder = _use_case_folder(registry_url, use_case)
-    with _writing(folder):
+    with alone(folder / ".lock", "publisher", seconds=LOCK_SECONDS):
         return _switch(folder, _verified(_find(folder, use_case, version)))
 
 
@@ -206,7 +205,7 @@ def rollback(registry_url: str, use_case: str, to: str | None = None) -> Publish
         LockedError: a publisher holds the registry for long.
     """
     folder = _use_case_folder(registry_url, use_case)
-    with _writing(folder):
+    with alone(folder / ".lock", "publisher", seconds=LOCK_SECONDS):
         pointer = _pointer(folder)
         if pointer is None:
             raise NotBuiltError(f"{use_case} has no champion, so there is nothing to roll back from")
@@ -365,16 +364,3 @@ def _use_case_folder(registry_url: str, use_case: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", use_case):
         raise ConfigError(f"use case {use_case!r} is no name: letters, digits, _ and - are allowed")
     return registry_folder(registry_url) / use_case
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
-    try:
-        with FileLock(path, timeout=LOCK_SECONDS):
-            yield
-    except Timeout as error:
-        raise LockedError(f"another publisher holds {path} since {LOCK_SECONDS:.0f} s; try again") from error

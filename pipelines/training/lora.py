@@ -6,15 +6,14 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipelines.artifacts import MANIFEST, Artifact, load, seal, writing
+from pipelines.artifacts import MANIFEST, Artifact, alone, load, seal, writing
 from pipelines.environment import available_cores
-from pipelines.errors import ArtifactError, ConfigError, ExamplesError, LockedError, TrainingError
+from pipelines.errors import ArtifactError, ConfigError, ExamplesError, TrainingError
 from pipelines.evaluation.classifier import (
     Classifier,
     base_hashes,
@@ -76,7 +75,7 @@ def train(job: TrainingJob, *, progress: Callable[[Progress], None]) -> Artifact
     base_files = base_hashes(base)
     key = adapter_fingerprint(job, training_set, base_files)
     folder = job.output / key
-    with _alone(job.output):
+    with alone(job.output / ".training.lock", "training"):
         finished = _finished(folder)
         if finished is not None:
             return finished
@@ -87,22 +86,6 @@ def train(job: TrainingJob, *, progress: Callable[[Progress], None]) -> Artifact
             manifest = _fit(job, training_set, base, scratch, progress)
             seal(scratch, {"fingerprint": key, "base_files": base_files, **manifest})
         return load(folder)
-
-
-@contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / ".training.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise LockedError(f"another training holds {lock.lock_file}; try again when it has ended") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _finished(folder: Path) -> Artifact | None:
