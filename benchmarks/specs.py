@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -21,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import machine
 from pipelines.catalog import open_catalog
 from pipelines.corpus.chunking import chunk_document
 from pipelines.corpus.documents import Chunk
@@ -29,7 +29,7 @@ from pipelines.corpus.search import search
 from pipelines.corpus.settings import FolderSource, RetrievalSettings
 from pipelines.corpus.sources import open_source
 from pipelines.corpus.sync import SyncReport, embedder_of, serve_index, sync_source
-from pipelines.environment import REPOSITORY, available_cores
+from pipelines.environment import REPOSITORY
 from pipelines.fingerprint import write_json_atomically
 
 VERSIONS = ("v1", "v2", "v3")
@@ -59,7 +59,7 @@ def main() -> None:
         rows = measure(given.data, Path(scratch), most=QUICK_FILES if given.quick else None)
     result = {
         "name": "specs",
-        "machine": {"cpu": cpu(), "cores": available_cores(), "system": platform.platform()},
+        "machine": machine(),
         "versions": {name: version(name) for name in ("torch", "sentence-transformers", "qdrant-edge-py")},
         "rows": rows,
         "figures": figures(rows),
@@ -207,12 +207,6 @@ def show(result: dict[str, Any]) -> None:
     print()
     for name, value in result["figures"].items():
         print(f"{name:>28}  {value:.4f}")
-
-
-def cpu() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":
