@@ -12,7 +12,7 @@ import dagster as dg
 from assets.failures import RETRY, permanent_failures
 from assets.metadata import table
 from assets.naming import named
-from pipelines.corpus.settings import FolderSource, TableSource
+from pipelines.corpus.settings import Source
 from pipelines.corpus.sync import SyncReport, audit_index, serve_index, sync_source
 from pipelines.declaration import Declaration
 from pipelines.stores import Stores
@@ -21,14 +21,14 @@ INDEX_POOL = "index"
 """Writers of the embedded index take turns."""
 
 
-def source_asset(declaration: Declaration, source: FolderSource | TableSource, folder: Path) -> dg.AssetsDefinition:
+def source_asset(declaration: Declaration, source: Source, folder: Path) -> dg.AssetsDefinition:
     """The documents of one source, held in sync in the index."""
     use_case = declaration.name
 
     @dg.asset(
         **named(declaration, source.name),
         kinds={"qdrant", source.type},
-        description=f"The documents of {source.url} ({source.type}), held in sync in the index, deletions included.",
+        description=f"The documents of {source.origin} ({source.type}), held in sync in the index, deletions included.",
         freshness_policy=_freshness(source),
         retry_policy=RETRY,
         pool=INDEX_POOL,
@@ -115,7 +115,7 @@ def index_check(declaration: Declaration) -> dg.AssetChecksDefinition:
     return index_equals_catalog
 
 
-def _freshness(source: FolderSource | TableSource) -> dg.FreshnessPolicy | None:
+def _freshness(source: Source) -> dg.FreshnessPolicy | None:
     if source.max_age_hours is None:
         return None
     return dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=source.max_age_hours))

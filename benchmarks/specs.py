@@ -111,7 +111,7 @@ def expected(source: FolderSource, folder: Path, retrieval: RetrievalSettings) -
     counter = embedder_of(retrieval).counter
     opened = open_source(source, base=folder)
     state = State({}, {}, {})
-    for listed in opened.list():
+    for listed in opened.list().documents:
         document = opened.read(listed)
         state.titles[document.document_id] = document.title
         for chunk in chunk_document(document, counter, chunk_tokens=retrieval.chunk_tokens):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from pipelines.fingerprint import fingerprint, text_hash
 
@@ -41,6 +42,8 @@ class Document:
     """The source's cheap change token."""
     updated_at: datetime | None
     sections: tuple[Section, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Facts as the source states them (front matter, columns): what ``retrieval.metadata`` declares is searchable."""
 
     @property
     def content_hash(self) -> str:

@@ -7,7 +7,7 @@ readers and models both understand; table rows repeat their column names, so tha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,8 @@ class Parsed:
     title: str | None
     """The title that the text itself states, if it does."""
     sections: tuple[Section, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Facts that the file states about itself, such as front matter; scalars are text as written."""
 
 
 def parse(data: bytes, suffix: str) -> Parsed:
@@ -103,7 +105,8 @@ def parse_markdown(text: str) -> Parsed:
     for line in _readable(facts):
         outline.add(line, tight=True)
     _walk_markdown(body, outline)
-    return outline.parsed()
+    parsed = outline.parsed()
+    return Parsed(parsed.title, parsed.sections, facts)
 
 
 def parse_html(text: str) -> Parsed:

@@ -24,8 +24,9 @@ from pipelines.corpus.documents import Chunk, Document
 from pipelines.corpus.embedding import Embedder, open_embedder
 from pipelines.corpus.index import PAYLOAD_VERSION, Point, VectorIndex
 from pipelines.corpus.parsing import PARSER_VERSION
-from pipelines.corpus.settings import FolderSource, RetrievalSettings, TableSource
-from pipelines.corpus.sources import Listed, Source, open_source
+from pipelines.corpus.settings import RetrievalSettings, SourceSettings
+from pipelines.corpus.sources import open_source
+from pipelines.corpus.sources.base import Listed, Source
 from pipelines.errors import ArtifactError, ConfigError, DocumentError, NotBuiltError, SourceError
 from pipelines.fingerprint import fingerprint
 
@@ -149,7 +150,7 @@ class SyncReport:
 
 
 def sync_source(
-    source_settings: FolderSource | TableSource,
+    source_settings: SourceSettings,
     *,
     use_case: str,
     base: Path,
@@ -188,7 +189,7 @@ def sync_source(
     clock = _Clock()
     with clock.phase("list"):
         source = open_source(source_settings, base=base)
-        listed = source.list()
+        listed = source.list().documents
         _prepare(use_case, collection, pipeline, embedder.dimension, catalog, index)
         _mark_differences(collection, source_settings.name, catalog, index)
         held = _held(collection, source_settings.name, catalog)

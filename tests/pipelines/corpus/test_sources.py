@@ -10,7 +10,9 @@ import pytest
 
 from pipelines.corpus.documents import Document
 from pipelines.corpus.settings import FolderSource, TableSource
-from pipelines.corpus.sources import Source, Template, open_source
+from pipelines.corpus.sources import open_source
+from pipelines.corpus.sources.base import Source
+from pipelines.corpus.sources.rows import Template
 from pipelines.errors import ConfigError, DocumentError, SourceError
 
 
@@ -25,7 +27,7 @@ def table(base: Path, name: str, content: str, **settings: Any) -> Source:
 
 
 def documents(source: Source) -> dict[str, Document]:
-    return {listed.document_id: source.read(listed) for listed in source.list()}
+    return {listed.document_id: source.read(listed) for listed in source.list().documents}
 
 
 def text(document: Document) -> str:
@@ -54,12 +56,12 @@ def test_the_version_of_a_file_changes_with_an_edit_even_at_equal_size_and_time(
     before = path.stat()
     settle()
     source = folder(tmp_path)
-    [listed], [again] = source.list(), source.list()
+    [listed], [again] = source.list().documents, source.list().documents
     path.write_text("two")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     settle()
     assert listed == again
-    assert source.list()[0].version != listed.version
+    assert source.list().documents[0].version != listed.version
 
 
 def test_a_linked_file_changes_when_its_target_does(tmp_path: Path) -> None:
@@ -68,23 +70,23 @@ def test_a_linked_file_changes_when_its_target_does(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "a.md").symlink_to(target)
     source = folder(tmp_path / "docs")
-    before = source.list()[0].version
+    before = source.list().documents[0].version
     target.write_text("another")
-    assert source.list()[0].version != before
+    assert source.list().documents[0].version != before
 
 
 def test_a_broken_link_is_listed_as_a_failure(tmp_path: Path) -> None:
     (tmp_path / "a.md").symlink_to(tmp_path / "nowhere")
     source = folder(tmp_path)
     with pytest.raises(DocumentError, match="cannot be read"):
-        source.read(source.list()[0])
+        source.read(source.list().documents[0])
 
 
 def test_a_file_name_that_is_no_text_fails_alone(tmp_path: Path) -> None:
     (tmp_path / "good.md").write_text("x")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xffd.md")).write_text("x")
     source = folder(tmp_path)
-    bad, good = source.list()
+    bad, good = source.list().documents
     assert source.read(good).document_id == "good.md"
     with pytest.raises(DocumentError, match="not UTF-8"):
         source.read(bad)
@@ -96,13 +98,13 @@ def test_any_fsspec_url_works_and_without_times_the_content_is_the_version() -> 
     files = fsspec.filesystem("memory")
     files.pipe("/freshet-test/a.md", b"# A\n\ntext")
     source = folder(Path("/"), url="memory://freshet-test")
-    [listed] = source.list()
+    [listed] = source.list().documents
     assert listed.uri == "memory://freshet-test/a.md"
     assert text(source.read(listed)) == "text"
     files.pipe("/freshet-test/a.md", b"# A\n\ntext")
-    assert source.list()[0].version == listed.version
+    assert source.list().documents[0].version == listed.version
     files.pipe("/freshet-test/a.md", b"# A\n\nnew")
-    assert source.list()[0].version != listed.version
+    assert source.list().documents[0].version != listed.version
     files.rm("/freshet-test", recursive=True)
 
 
@@ -171,7 +173,7 @@ def test_every_row_of_a_table_is_a_document(tmp_path: Path, name: str, content: 
 def test_a_row_has_a_title_and_an_update_time(tmp_path: Path) -> None:
     content = "id,name,notes,at\n1,Pump,x,2026-05-01T09:30:00+02:00\n2,Valve,y,2026-05-01\n3,Tank,z,\n4,Bolt,z,soon\n"
     source = table(tmp_path, "t.csv", content, title="{name} ({id})", updated_at="at")
-    pump, valve, tank, bolt = source.list()
+    pump, valve, tank, bolt = source.list().documents
     assert source.read(pump).title == "Pump (1)"
     assert source.read(pump).sections[0].headings == ("Pump (1)",)
     assert str(pump.updated_at) == "2026-05-01 09:30:00+02:00"
@@ -187,14 +189,16 @@ def test_numbers_in_json_keep_their_spelling(tmp_path: Path) -> None:
 
 
 def test_only_the_rows_that_changed_have_another_version(tmp_path: Path) -> None:
-    before = {each.document_id: each.version for each in table(tmp_path, "t.csv", CSV).list()}
-    after = {each.document_id: each.version for each in table(tmp_path, "t.csv", CSV.replace("wet", "dry")).list()}
+    before = {each.document_id: each.version for each in table(tmp_path, "t.csv", CSV).list().documents}
+    after = {
+        each.document_id: each.version for each in table(tmp_path, "t.csv", CSV.replace("wet", "dry")).list().documents
+    }
     assert [key for key in before if before[key] != after[key]] == ["P1"]
 
 
 def test_a_key_that_occurs_twice_fails_alone_and_is_quoted(tmp_path: Path) -> None:
     source = table(tmp_path, "t.csv", CSV + "P1,Other,x\n")
-    twice, good = source.list()
+    twice, good = source.list().documents
     assert text(source.read(good)) == "Valve:"
     with pytest.raises(DocumentError, match=r"key 'P1' occurs in rows 2, 5"):
         source.read(twice)
@@ -224,7 +228,7 @@ def test_a_broken_table_is_an_error_of_the_source_and_never_empty(
 def test_a_row_with_half_a_character_fails_alone(tmp_path: Path) -> None:
     source = table(tmp_path, "t.json", '[{"id": "1", "name": "\\ud83d", "notes": ""}]')
     with pytest.raises(DocumentError, match="no text"):
-        source.read(source.list()[0])
+        source.read(source.list().documents[0])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from pipelines.corpus.chunking import chunk_document
 from pipelines.corpus.edge import EdgeIndex
 from pipelines.corpus.index import Point
 from pipelines.corpus.settings import RetrievalSettings, TableSource
-from pipelines.corpus.sources import Listed, open_source
+from pipelines.corpus.sources import open_source
+from pipelines.corpus.sources.base import Listed
 from pipelines.corpus.sync import Held, SyncPlan, SyncReport, embedder_of, plan_sync
 from pipelines.errors import ArtifactError, ConfigError, NotBuiltError, SourceError
 from tests.pipelines.corpus.conftest import Corpus
@@ -93,7 +94,7 @@ def test_every_chunk_of_a_document_is_a_point_with_its_text(corpus: Corpus) -> N
     corpus.write("a.md", guide("Pump", 40))
     report = corpus.sync()
     source = open_source(corpus.source(), base=corpus.folder)
-    [document] = [source.read(each) for each in source.list()]
+    [document] = [source.read(each) for each in source.list().documents]
     chunks = chunk_document(document, corpus.embedder.counter, chunk_tokens=64)
     assert len(chunks) == report.chunks == 40
     with corpus.index.open(report.collection) as points:
