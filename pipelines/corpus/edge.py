@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 import uuid
 from collections.abc import Collection as Ids
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.corpus.bm25 import bm25
 from pipelines.corpus.index import (
     DENSE,
-    KEYWORD_FIELDS,
+    WORDS,
+    Candidates,
     Collection,
-    Found,
+    Condition,
     Point,
     Query,
+    Range,
+    Schema,
+    Scored,
     StoredPoint,
     VectorIndex,
+    of_documents,
     stored_fields,
 )
 from pipelines.errors import ArtifactError, ConfigError, LockedError, NotBuiltError
+from pipelines.fingerprint import write_json_atomically
 
 if TYPE_CHECKING:
+    import qdrant_edge
+
     from pipelines.corpus.embedding import Vectors
 
 _PAGE = 1000
 _POLL_SECONDS = 0.05
+_SCHEMA_FILE = "schema.json"
 
 
 class EdgeIndex(VectorIndex):
@@ -42,48 +55,80 @@ class EdgeIndex(VectorIndex):
         """Whether its folder is there: it only appears once it is whole."""
         return (self._folder / collection).is_dir()
 
-    def create(self, collection: str, dimension: int) -> None:
+    def names(self) -> list[str]:
+        """Folders; what begins with a dot is being made, being deleted, or a lock."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(each.name for each in self._folder.iterdir() if each.is_dir() and each.name[0] != ".")
+
+    def create(self, collection: str, schema: Schema) -> None:
         """Made aside and renamed, so that a crash leaves none, never half a one."""
         import qdrant_edge as qe
 
         if self.exists(collection):
             raise ConfigError(f"collection {collection!r} is there already, and is never created over")
+        bm25(schema.language)  # refuses a language that it does not know
+        kinds = {
+            "keyword": qe.PayloadSchemaType.Keyword,
+            "integer": qe.PayloadSchemaType.Integer,
+            "float": qe.PayloadSchemaType.Float,
+            "boolean": qe.PayloadSchemaType.Bool,
+            "datetime": qe.PayloadSchemaType.Datetime,
+        }
         scratch = self._folder / f".{collection}.{uuid.uuid4().hex[:8]}"
         scratch.mkdir(parents=True)
         try:
-            vectors = {DENSE: qe.EdgeVectorParams(size=dimension, distance=qe.Distance.Cosine)}
-            shard = qe.EdgeShard.create(str(scratch), qe.EdgeConfig(vectors=vectors))
-            for field in KEYWORD_FIELDS:
-                shard.update(qe.UpdateOperation.create_field_index(field, qe.PayloadSchemaType.Keyword))
+            config = qe.EdgeConfig(
+                vectors={DENSE: qe.EdgeVectorParams(size=schema.dimension, distance=qe.Distance.Cosine)},
+                sparse_vectors={WORDS: qe.EdgeSparseVectorParams(modifier=qe.Modifier.Idf)},
+            )
+            shard = qe.EdgeShard.create(str(scratch), config)
+            for field, kind in schema.indexed.items():
+                shard.update(qe.UpdateOperation.create_field_index(field, kinds[kind]))
             shard.flush()
             shard.close()
+            write_json_atomically(scratch / _SCHEMA_FILE, asdict(schema))
             scratch.rename(self._folder / collection)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
+    def drop(self, collection: str) -> None:
+        """Renamed first, so that a crash leaves it whole, or nothing that counts as a collection."""
+        if not self.exists(collection):
+            return
+        with self._locked(collection):
+            dropped = self._folder / f".{collection}.{uuid.uuid4().hex[:8]}"
+            (self._folder / collection).rename(dropped)
+        shutil.rmtree(dropped)
+
     @contextmanager
     def open(self, collection: str) -> Iterator[Collection]:
         """Hold the lock, load the shard, and close it again, flushed."""
-        from filelock import FileLock, Timeout
-
         if not self.exists(collection):
             raise NotBuiltError(f"collection {collection!r} is not in {self._folder}: materialise its sources first")
         deadline = time.monotonic() + self._lock_seconds
+        with self._locked(collection):
+            shard = self._load(collection, deadline)
+            try:
+                yield EdgeCollection(shard, self._schema(collection))
+            finally:
+                shard.close()
+
+    @contextmanager
+    def _locked(self, collection: str) -> Iterator[None]:
+        from filelock import FileLock, Timeout
+
         lock = FileLock(self._folder / f".{collection}.lock")
         try:
             lock.acquire(timeout=self._lock_seconds)
         except Timeout as error:
-            raise self._locked(collection) from error
+            raise self._held(collection) from error
         try:
-            shard = self._load(collection, deadline)
-            try:
-                yield EdgeCollection(shard)
-            finally:
-                shard.close()
+            yield
         finally:
             lock.release()
 
-    def _load(self, collection: str, deadline: float) -> Any:
+    def _load(self, collection: str, deadline: float) -> qdrant_edge.EdgeShard:
         import qdrant_edge as qe
 
         path = self._folder / collection
@@ -96,10 +141,19 @@ class EdgeIndex(VectorIndex):
                         f"{path} cannot be opened: {error}. Move it away and refresh: it is then built anew"
                     ) from error
                 if time.monotonic() > deadline:
-                    raise self._locked(collection) from error
+                    raise self._held(collection) from error
             time.sleep(_POLL_SECONDS)
 
-    def _locked(self, collection: str) -> LockedError:
+    def _schema(self, collection: str) -> Schema | None:
+        path = self._folder / collection / _SCHEMA_FILE
+        try:
+            return Schema(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        except (ValueError, TypeError) as error:
+            raise ArtifactError(
+                f"{path} cannot be read: {error}. Move {path.parent} away and refresh: it is then built anew"
+            ) from error
+
+    def _held(self, collection: str) -> LockedError:
         return LockedError(
             f"collection {collection!r} in {self._folder} was held by another process for {self._lock_seconds:g} s: "
             "try again, or use a Qdrant server (QDRANT_URL) for concurrent writers"
@@ -109,79 +163,134 @@ class EdgeIndex(VectorIndex):
 class EdgeCollection(Collection):
     """A loaded shard."""
 
-    def __init__(self, shard: Any) -> None:
+    def __init__(self, shard: qdrant_edge.EdgeShard, schema: Schema | None) -> None:
         self._shard = shard
+        self._schema = schema
+
+    @property
+    def schema(self) -> Schema | None:
+        """Of a file beside the segments."""
+        return self._schema
 
     def upsert(self, points: Sequence[Point]) -> None:
         """Through the write-ahead log."""
         import qdrant_edge as qe
 
+        words = None if self._schema is None else bm25(self._schema.language)
         for start in range(0, len(points), _PAGE):
-            batch = [
-                qe.Point(each.point_id, {DENSE: each.vector.tolist()}, dict(each.payload))
-                for each in points[start : start + _PAGE]
-            ]
+            batch = []
+            for each in points[start : start + _PAGE]:
+                vector: dict[str, Any] = {DENSE: each.vector.tolist()}
+                if words is not None:
+                    vector[WORDS] = words.embed_document(each.payload["text"])
+                batch.append(qe.Point(each.point_id, vector, dict(each.payload)))
             self._shard.update(qe.UpdateOperation.upsert_points(batch))
 
     def vectors(self, point_ids: Sequence[str]) -> dict[str, Vectors]:
         """As stored: float32, of length 1."""
         import numpy as np
 
-        found: dict[str, Vectors] = {}
+        return {
+            str(record.id): np.asarray(record.vector[DENSE], dtype=np.float32)  # type: ignore[call-overload, index]
+            for record in self._records(point_ids, payload=False, vector=[DENSE])
+        }
+
+    def fetch(self, point_ids: Sequence[str], *, with_text: bool = False) -> dict[str, StoredPoint]:
+        """By id."""
+        fields = stored_fields(with_text=with_text)
+        return {
+            str(record.id): StoredPoint(str(record.id), **(record.payload or {}))
+            for record in self._records(point_ids, payload=fields)
+        }
+
+    def payloads(self, point_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """By id."""
+        return {str(record.id): record.payload or {} for record in self._records(point_ids, payload=True)}
+
+    def _records(
+        self, point_ids: Sequence[str], *, payload: bool | list[str], vector: bool | list[str] = False
+    ) -> Iterator[qdrant_edge.Record]:
         for start in range(0, len(point_ids), _PAGE):
-            page = list(point_ids[start : start + _PAGE])
-            for record in self._shard.retrieve(page, with_payload=False, with_vector=True):
-                found[str(record.id)] = np.asarray(record.vector[DENSE], dtype=np.float32)
-        return found
+            page: list[Any] = list(point_ids[start : start + _PAGE])
+            yield from self._shard.retrieve(page, with_payload=payload, with_vector=vector)
+
+    def passages(self, source: str, document_id: str, first: int, last: int) -> dict[int, str]:
+        """By the indexes on document and ordinal."""
+        import qdrant_edge as qe
+
+        where = (*of_documents(source, [document_id]), Condition("ordinal", ranges=(Range(gte=first, lte=last),)))
+        request = qe.ScrollRequest(
+            limit=last - first + 1, filter=_filter(where), with_payload=["ordinal", "text"], with_vector=False
+        )
+        records, _ = self._shard.scroll(request)
+        return {payload["ordinal"]: payload["text"] for payload in (record.payload or {} for record in records)}
 
     def set_payload(self, source: str, document_id: str, payload: Mapping[str, Any]) -> None:
         """By filter."""
         import qdrant_edge as qe
 
-        self._shard.update(qe.UpdateOperation.set_payload_by_filter(_filter(source, [document_id]), dict(payload)))
+        where = _filter(of_documents(source, [document_id]))
+        self._shard.update(qe.UpdateOperation.set_payload_by_filter(where, dict(payload)))
 
     def delete(self, source: str, document_ids: Ids[str], *, keep: Ids[str] = ()) -> int:
         """By filter, so that points of which the catalog never heard go too."""
         import qdrant_edge as qe
 
-        condition = _filter(source, document_ids, keep)
-        count = int(self._shard.count(qe.CountRequest(filter=condition)))
+        where = _filter(of_documents(source, document_ids), keep)
+        count = int(self._shard.count(qe.CountRequest(filter=where)))
         if count:
-            self._shard.update(qe.UpdateOperation.delete_points_by_filter(condition))
+            self._shard.update(qe.UpdateOperation.delete_points_by_filter(where))
         return count
 
     def count(self, source: str | None = None) -> int:
         """Exact."""
         import qdrant_edge as qe
 
-        return int(self._shard.count(qe.CountRequest(filter=None if source is None else _filter(source))))
+        return int(self._shard.count(qe.CountRequest(filter=None if source is None else _filter(of_documents(source)))))
 
     def scan(self, source: str | None = None, *, with_text: bool = False) -> Iterator[StoredPoint]:
         """Page by page."""
         import qdrant_edge as qe
 
-        condition, offset = None if source is None else _filter(source), None
+        where, offset = None if source is None else _filter(of_documents(source)), None
         while True:
             request = qe.ScrollRequest(
                 offset=offset,
                 limit=_PAGE,
-                filter=condition,
+                filter=where,
                 with_payload=stored_fields(with_text=with_text),
                 with_vector=False,
             )
             records, offset = self._shard.scroll(request)
             for record in records:
-                yield StoredPoint(str(record.id), **record.payload)
+                yield StoredPoint(str(record.id), **(record.payload or {}))
             if offset is None:
                 return
 
-    def search(self, query: Query, top_k: int) -> list[Found]:
-        """By the dense vector."""
+    def candidates(
+        self, queries: Sequence[Query], limit: int, conditions: Sequence[Condition] = ()
+    ) -> list[Candidates]:
+        """All in one batch."""
         import qdrant_edge as qe
 
-        nearest = qe.Query.Nearest(query.vector.tolist(), using=DENSE)
-        found = self._shard.query(qe.QueryRequest(limit=top_k, query=nearest, with_payload=True))
-        return [Found(str(point.id), float(point.score), point.payload or {}) for point in found]
+        words = None if self._schema is None else bm25(self._schema.language)
+        where = _filter(conditions) if conditions else None
+        requests, asked = [], []
+        for number, query in enumerate(queries):
+            if query.vector is not None:
+                asked.append((number, DENSE))
+                nearest = qe.Query.Nearest(query.vector.tolist(), using=DENSE)
+                requests.append(qe.QueryRequest(limit=limit, query=nearest, filter=where))
+            if query.text is not None and words is not None:
+                asked.append((number, WORDS))
+                nearest = qe.Query.Nearest(words.embed_query(query.text), using=WORDS)
+                requests.append(qe.QueryRequest(limit=limit, query=nearest, filter=where))
+        found = [Candidates([], []) for _ in queries]
+        answers = self._shard.query_batch(qe.QueryBatchRequest(requests)) if requests else []
+        for (number, using), answer in zip(asked, answers, strict=True):
+            scored = [Scored(str(point.id), float(point.score)) for point in answer]
+            (found[number].dense if using == DENSE else found[number].words).extend(scored)
+        return found
 
     def flush(self) -> None:
         """To disk."""
@@ -192,10 +301,31 @@ class EdgeCollection(Collection):
         self._shard.optimize()
 
 
-def _filter(source: str, document_ids: Ids[str] | None = None, keep: Ids[str] = ()) -> Any:
+def _filter(conditions: Sequence[Condition], keep: Ids[str] = ()) -> qdrant_edge.Filter:
     import qdrant_edge as qe
 
-    must: list[Any] = [qe.FieldCondition("source", match=qe.MatchValue(source))]
-    if document_ids is not None:
-        must.append(qe.FieldCondition("document_id", match=qe.MatchAny(list(document_ids))))
-    return qe.Filter(must=must, must_not=[qe.HasIdCondition(set(keep))] if keep else None)
+    kept: list[Any] | None = [qe.HasIdCondition(set(keep))] if keep else None
+    return qe.Filter(must=[_condition(each) for each in conditions], must_not=kept)
+
+
+def _condition(condition: Condition) -> Any:
+    import numpy as np
+    import qdrant_edge as qe
+
+    values: list[Any] = list(condition.any_of)
+    if values and isinstance(values[0], bool):  # Edge takes Python's own for integers
+        matches: list[Any] = [qe.MatchValue(np.bool_(value)) for value in values]  # type: ignore[arg-type]
+    else:
+        matches = [qe.MatchAny(values)] if values else []
+    any_of: list[Any] = [qe.FieldCondition(condition.field, match=match) for match in matches]
+    any_of += [qe.FieldCondition(condition.field, range=_range(each)) for each in condition.ranges]
+    return any_of[0] if len(any_of) == 1 else qe.Filter(should=any_of)
+
+
+def _range(bounds: Range) -> qdrant_edge.RangeFloat | qdrant_edge.RangeDateTime:
+    import qdrant_edge as qe
+
+    given: dict[str, Any] = {name: value for name, value in asdict(bounds).items() if value is not None}
+    if any(isinstance(value, datetime) for value in given.values()):
+        return qe.RangeDateTime(**{name: value.isoformat() for name, value in given.items()})
+    return qe.RangeFloat(**given)

@@ -1,6 +1,6 @@
 """The vector index: one interface, Qdrant behind it, embedded (``edge``) or a server (``server``).
 
-Nothing here deletes a collection: a new pipeline fingerprint makes a new collection beside the old one.
+A new pipeline fingerprint makes a new collection beside the old one; nothing is ever created over one.
 """
 
 from __future__ import annotations
@@ -9,22 +9,49 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection as Ids
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from pipelines.corpus.settings import FieldType
 from pipelines.environment import Environment
 
 if TYPE_CHECKING:
     from pipelines.corpus.embedding import Vectors
 
-PAYLOAD_VERSION = 1
+PAYLOAD_VERSION = 2
 """Raised when points store other fields or vectors: part of the pipeline fingerprint."""
 
 DENSE = "dense"
 """Name of the embedder's vector; named, so that sparse ones can stand beside it."""
 
-KEYWORD_FIELDS = ("source", "document_id")
-"""Payload fields with an index of their own: every deletion filters by them."""
+WORDS = "words"
+"""Name of the sparse vector of BM25 term weights, which adapters make from the payload's text."""
+
+OWN_FIELDS: Mapping[str, FieldType] = {
+    "source": "keyword",
+    "document_id": "keyword",
+    "access": "keyword",
+    "ordinal": "integer",
+}
+"""Payload fields with an index of their own: deletions, filters, access rules and neighbours go by them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What a collection is made for; kept with it."""
+
+    dimension: int
+    """Components of the dense vectors."""
+    fields: Mapping[str, FieldType] = field(default_factory=dict)
+    """Declared metadata, by name: the payload has them below ``metadata``."""
+    language: str = "english"
+    """Of the stop words and stems of the sparse vectors; none: neither."""
+
+    @property
+    def indexed(self) -> dict[str, FieldType]:
+        """Type of every payload field with an index, by its path."""
+        return {**OWN_FIELDS, **{f"metadata.{name}": kind for name, kind in self.fields.items()}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,46 +71,99 @@ class StoredPoint:
     source: str
     document_id: str
     content_hash: str
+    version: str = ""
     text: str | None = None
     """Only where it was asked for."""
 
 
 def stored_fields(*, with_text: bool) -> list[str]:
     """Payload fields that a ``StoredPoint`` is made of."""
-    return ["source", "document_id", "content_hash", *(["text"] if with_text else [])]
+    return ["source", "document_id", "content_hash", "version", *(["text"] if with_text else [])]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bounds of a number or a time; None is no bound."""
+
+    gte: float | datetime | None = None
+    gt: float | datetime | None = None
+    lte: float | datetime | None = None
+    lt: float | datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A payload field has one of these values (of one type), or lies in one of these ranges."""
+
+    field: str
+    """Path in the payload: ``source``, ``metadata.product``."""
+    any_of: tuple[str, ...] | tuple[int, ...] | tuple[bool, ...] = ()
+    ranges: tuple[Range, ...] = ()
+
+
+def of_documents(source: str, document_ids: Ids[str] | None = None) -> tuple[Condition, ...]:
+    """The points of some documents of a source, or of all."""
+    of_source = Condition("source", (source,))
+    return (of_source,) if document_ids is None else (of_source, Condition("document_id", tuple(document_ids)))
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is searched for: the question in words and as a vector."""
+    """What is searched for, by meaning, by words, or by both."""
 
-    text: str
-    vector: Vectors
+    vector: Vectors | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Scored:
     """A point that answers a query."""
 
     point_id: str
     score: float
-    payload: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The best points for one query, best first."""
+
+    dense: list[Scored]
+    """By cosine; empty where no vector was given."""
+    words: list[Scored]
+    """By BM25; only those that share a word with the text, and none where no text was given."""
 
 
 class Collection(ABC):
     """An open collection."""
 
+    @property
+    @abstractmethod
+    def schema(self) -> Schema | None:
+        """What it was made for; None where that was before collections kept it, and had sparse vectors."""
+
     @abstractmethod
     def upsert(self, points: Sequence[Point]) -> None:
-        """Add points, or replace those with the same ids."""
+        """Add points, or replace those with the same ids; their sparse vectors come from ``payload["text"]``."""
 
     @abstractmethod
     def vectors(self, point_ids: Sequence[str]) -> dict[str, Vectors]:
-        """Vectors by id; ids that are not there are left out."""
+        """Dense vectors by id; ids that are not there are left out."""
+
+    @abstractmethod
+    def fetch(self, point_ids: Sequence[str], *, with_text: bool = False) -> dict[str, StoredPoint]:
+        """Points by id; ids that are not there are left out."""
+
+    @abstractmethod
+    def payloads(self, point_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Whole payloads by id; ids that are not there are left out."""
+
+    @abstractmethod
+    def passages(self, source: str, document_id: str, first: int, last: int) -> dict[int, str]:
+        """Texts of one document by their ordinal, from ``first`` to ``last``, both included."""
 
     @abstractmethod
     def set_payload(self, source: str, document_id: str, payload: Mapping[str, Any]) -> None:
-        """Change the named fields on every point of one document."""
+        """Replace the named top-level fields, wholly, on every point of one document; never ``text``."""
 
     @abstractmethod
     def delete(self, source: str, document_ids: Ids[str], *, keep: Ids[str] = ()) -> int:
@@ -98,8 +178,13 @@ class Collection(ABC):
         """Every point of one source, or all."""
 
     @abstractmethod
-    def search(self, query: Query, top_k: int) -> list[Found]:
-        """The best points for a query, best first."""
+    def candidates(
+        self, queries: Sequence[Query], limit: int, conditions: Sequence[Condition] = ()
+    ) -> list[Candidates]:
+        """For each query the ``limit`` best points by meaning and by words, of those that meet all conditions.
+
+        A collection without a schema has no sparse vectors: nothing is found by words.
+        """
 
     @abstractmethod
     def flush(self) -> None:
@@ -118,11 +203,24 @@ class VectorIndex(ABC):
         """Whether the collection is there."""
 
     @abstractmethod
-    def create(self, collection: str, dimension: int) -> None:
-        """Make an empty collection for vectors of ``dimension`` components, compared by cosine.
+    def names(self) -> list[str]:
+        """Every collection, sorted."""
+
+    @abstractmethod
+    def create(self, collection: str, schema: Schema) -> None:
+        """Make an empty collection: dense vectors compared by cosine, BM25 weights, and the payload's indexes.
 
         Raises:
-            ConfigError: it is there already; nothing is ever created over it.
+            ConfigError: it is there already (nothing is ever created over it), or no words of the language are known.
+        """
+
+    @abstractmethod
+    def drop(self, collection: str) -> None:
+        """Delete a collection, if it is there; the caller knows that it is not served.
+
+        Raises:
+            LockedError: another process holds it.
+            TransientError: the server cannot be reached.
         """
 
     @abstractmethod

@@ -95,8 +95,9 @@ def search(
         )
     vector = embedder.encode_question(question)
     with index.open(served.collection) as points:
-        found = points.search(Query(question, vector), limit)
-    return [_hit(each.payload, each.score) for each in found]
+        found = points.candidates([Query(vector)], limit)[0].dense
+        payloads = points.payloads([each.point_id for each in found])
+    return [_hit(payloads[each.point_id], each.score) for each in found if each.point_id in payloads]
 
 
 def _hit(payload: Mapping[str, Any], score: float) -> Hit:

@@ -1,124 +1,64 @@
-"""Holds the index in sync with its sources: plan the difference, apply it, commit; then audit and serve.
+"""Holds a collection in sync with a source: list, plan the difference, apply it, commit.
 
 Applying is safe to interrupt anywhere. A batch of documents is marked ``writing`` in the catalog, its points are
 upserted, its old points deleted, the index flushed, and only then the catalog says ``indexed``. What a crash leaves in
 ``writing`` is written again by the next sync, or removed when its source no longer has it.
+
+Three things overlap: one thread reads and cuts documents, this one embeds, and a third writes the batch before.
 """
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
 from pipelines import catalog as schema
-from pipelines.corpus.chunking import CHUNKER_VERSION, chunk_document
+from pipelines.corpus.audit import mark_differences
+from pipelines.corpus.chunking import chunk_document
 from pipelines.corpus.documents import Chunk, Document
-from pipelines.corpus.embedding import Embedder, open_embedder
-from pipelines.corpus.index import PAYLOAD_VERSION, Point, VectorIndex
-from pipelines.corpus.parsing import PARSER_VERSION
+from pipelines.corpus.embedding import Embedder
+from pipelines.corpus.freshness import Lag, lag
+from pipelines.corpus.index import Point, Schema, VectorIndex
+from pipelines.corpus.ledger import (
+    SQL_VALUES,
+    chunk_count,
+    chunk_texts,
+    chunks_by_text,
+    forget_rows,
+    forgotten_documents,
+    held_documents,
+    pages,
+    touch,
+    which,
+)
+from pipelines.corpus.payload import document_facts, point_payload
+from pipelines.corpus.pipeline import Pipeline, held_pipeline, served_collection, wanted_pipeline
+from pipelines.corpus.plan import Held, State, SyncPlan, plan_sync, why_withheld
 from pipelines.corpus.settings import RetrievalSettings, SourceSettings
 from pipelines.corpus.sources import open_source
-from pipelines.corpus.sources.base import Listed, Source
-from pipelines.errors import ArtifactError, ConfigError, DocumentError, NotBuiltError, SourceError
-from pipelines.fingerprint import fingerprint
+from pipelines.corpus.sources.base import Known, Listed, Listing, Source
+from pipelines.errors import ConfigError, DocumentError
+from pipelines.fingerprint import text_hash
 
 if TYPE_CHECKING:
     from pipelines.corpus.embedding import Vectors
 
-State = Literal["writing", "indexed", "failed"]
-
-_SQL_VALUES = 500  # bound parameters per statement, below every database's limit
-_SHOWN = 5
-
-
-# --- the pipeline: what a collection was made with
-
-
-def pipeline_of(embedder: Embedder, retrieval: RetrievalSettings) -> dict[str, Any]:
-    """Everything that decides what a collection holds for given documents."""
-    return {
-        "embedder": dict(embedder.identity),
-        "chunker": {"version": CHUNKER_VERSION, "chunk_tokens": retrieval.chunk_tokens},
-        "parser": PARSER_VERSION,
-        "payload": PAYLOAD_VERSION,
-    }
-
-
-def collection_name(use_case: str, pipeline: Mapping[str, Any]) -> str:
-    """Name of the physical collection: another pipeline, another collection."""
-    return f"{use_case}__{fingerprint(pipeline)[:12]}"
-
-
-def embedder_of(retrieval: RetrievalSettings) -> Embedder:
-    """The embedder that ``retrieval`` configures.
-
-    Raises:
-        ConfigError: it is not there, or takes fewer tokens than a chunk may have.
-    """
-    embedder = open_embedder(retrieval.embedder, retrieval.embedder_revision)
-    if retrieval.chunk_tokens > embedder.max_tokens:
-        raise ConfigError(
-            f"chunk_tokens {retrieval.chunk_tokens} exceeds the {embedder.max_tokens} tokens that {retrieval.embedder} "
-            "takes: what is longer would be cut off unseen"
-        )
-    return embedder
-
-
-# --- plan
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A document as the catalog has it."""
-
-    state: State
-    version: str
-    uri: str
-    content_hash: str
-    """Of the text that is indexed; empty where none is."""
-    title: str = ""
-    chunks: int = 0
-    attempts: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class SyncPlan:
-    """What a sync has to look at."""
-
-    read: tuple[Listed, ...]
-    """New, possibly changed, half written by a crash, or unreadable last time."""
-    delete: tuple[str, ...]
-    """Ids of documents that the source no longer has."""
-    unchanged: tuple[str, ...]
-    """Ids whose change token says that nothing happened."""
-
-
-def plan_sync(wanted: Sequence[Listed], held: Mapping[str, Held]) -> SyncPlan:
-    """The difference between what a source lists and what the catalog holds; pure."""
-    ids = {listed.document_id for listed in wanted}
-    read = tuple(listed for listed in wanted if not _is_current(listed, held.get(listed.document_id)))
-    skipped = ids - {listed.document_id for listed in read}
-    return SyncPlan(read, tuple(sorted(held.keys() - ids)), tuple(sorted(skipped)))
-
-
-def _is_current(listed: Listed, held: Held | None) -> bool:
-    return (
-        held is not None
-        and listed.error is None
-        and held.state == "indexed"
-        and (held.version, held.uri) == (listed.version, listed.uri)
-    )
-
-
-# --- apply
+_FIRST_BATCH = 64  # chunks: the encoder starts early
+_AHEAD = 32  # documents that are read before they are needed
+_SPARE = 10_000  # vectors of texts that were just taken out
+_FRESH_SECONDS = 600.0  # while a new collection is built, the served one is brought up to date this often
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +67,7 @@ class SyncReport:
 
     collection: str
     documents: int
-    """Listed by the source, unreadable ones included."""
+    """Listed by the source, unreadable ones included; of those that only list changes, the documents held."""
     added: int
     changed: int
     moved: int
@@ -137,6 +77,9 @@ class SyncReport:
     """Including those that were touched but say the same."""
     failures: tuple[tuple[str, str], ...]
     """(document id, error) of each that could not be read; retried by the next sync."""
+    withheld: tuple[str, ...]
+    """Ids of documents that the source no longer has and that stay until somebody approves."""
+    withheld_reason: str | None
     chunks: int
     """Of this source, in the index, after the sync."""
     embedded: int
@@ -144,9 +87,13 @@ class SyncReport:
     reused: int
     """Chunks written with a vector that was there already."""
     points_deleted: int
+    lag: Lag | None
+    """From the source's change to being searchable, over the documents that were new or changed after the first sync."""
     seconds: float
     seconds_by_phase: Mapping[str, float]
-    """list, parse (reading and chunking), embed, write (index and catalog)."""
+    """list, parse (reading and cutting), embed, write (index and catalog); the last three overlap."""
+    kept_fresh: SyncReport | None = None
+    """The same for the collection that still answers, while this one is being built beside it."""
 
 
 def sync_source(
@@ -160,60 +107,124 @@ def sync_source(
     progress: Callable[[str], None] = lambda _line: None,
     embedder: Embedder | None = None,
     batch_chunks: int = 1024,
+    approve_deletions: int = 0,
+    lock_seconds: float = 60.0,
 ) -> SyncReport:
     """Bring the index up to what the source has now.
 
     A document that cannot be read keeps the text that is indexed, which was right once, is marked ``failed``, reported
-    and read again next time. Only one that a crash left half written is taken out until it can be read.
+    and read again next time. Only one that a crash left half written is taken out until it can be read. More deletions
+    than the source's settings allow are withheld, reported, and decided again by the next sync.
+
+    Where another collection is served, as while embedder or chunk size change, that one is kept fresh first, and then
+    every ten minutes, until the new one is served in its place.
 
     Args:
         source_settings: the source.
         use_case: prefix of the collection's name.
         base: where relative urls start.
-        retrieval: embedder and chunk size, which with the code's versions name the collection.
+        retrieval: embedder, chunk size and metadata, which with the code's versions name the collection.
         catalog: what is indexed.
         index: where it is indexed.
         progress: takes lines for people.
         embedder: instead of the one that ``retrieval`` names.
         batch_chunks: chunks that are embedded, written and committed together.
+        approve_deletions: as many deletions are not withheld.
+        lock_seconds: how long to wait for another sync of the same source.
 
     Raises:
         ConfigError: the settings ask for something impossible.
-        SourceError: the source cannot be right; listing nothing while documents are held is such a case.
+        SourceError: the source cannot be right.
         SourceUnavailableError: the source cannot be read now.
-        LockedError: another process holds the embedded index.
+        LockedError: another sync of this source goes on, or another process holds the embedded index.
     """
-    embedder = embedder or embedder_of(retrieval)
-    pipeline = pipeline_of(embedder, retrieval)
-    collection = collection_name(use_case, pipeline)
+    wanted = wanted_pipeline(use_case, retrieval, embedder)
+
+    options = _Options(base, progress, batch_chunks, approve_deletions)
+    with schema.exclusive(catalog, f"the sync of {use_case}/{source_settings.name}", seconds=lock_seconds):
+        target = _Target(use_case, source_settings, wanted, catalog, index)
+        served = _ServedTarget(target, options)
+        served.refresh()
+        report = _sync(target, options, between_batches=served.refresh)
+    return replace(report, kept_fresh=served.report)
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    base: Path
+    progress: Callable[[str], None]
+    batch_chunks: int
+    approve_deletions: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """One source in one collection."""
+
+    use_case: str
+    settings: SourceSettings
+    pipeline: Pipeline
+    catalog: sa.Engine
+    index: VectorIndex
+
+    @property
+    def collection(self) -> str:
+        return self.pipeline.collection
+
+    @property
+    def source(self) -> str:
+        return self.settings.name
+
+
+class _ServedTarget:
+    """The collection that answers while another one is built; without one, nothing."""
+
+    def __init__(self, wanted: _Target, options: _Options) -> None:
+        self.report: SyncReport | None = None
+        self._options = options
+        self._target: _Target | None = None
+        self._refreshed = -_FRESH_SECONDS
+        name = served_collection(wanted.use_case, wanted.catalog)
+        if name is None or name == wanted.collection or not wanted.index.exists(name):
+            return
+        try:
+            self._target = replace(wanted, pipeline=held_pipeline(wanted.catalog, name))
+        except ConfigError as error:
+            options.progress(f"{wanted.source}: {name} answers as it is until {wanted.collection} is served: {error}")
+
+    def refresh(self) -> None:
+        """Unless that was done a moment ago."""
+        if self._target is not None and time.monotonic() - self._refreshed > _FRESH_SECONDS:
+            self._options.progress(f"{self._target.source}: first {self._target.collection}, which still answers")
+            self.report = _sync(self._target, self._options)
+            self._refreshed = time.monotonic()
+
+
+def _sync(target: _Target, options: _Options, between_batches: Callable[[], None] = lambda: None) -> SyncReport:
     clock = _Clock()
-    with clock.phase("list"):
-        source = open_source(source_settings, base=base)
-        listed = source.list().documents
-        _prepare(use_case, collection, pipeline, embedder.dimension, catalog, index)
-        _mark_differences(collection, source_settings.name, catalog, index)
-        held = _held(collection, source_settings.name, catalog)
-    if held and not listed and not source_settings.allow_empty:
-        raise SourceError(
-            f"source {source_settings.name!r} lists no document, while {len(held)} are held: nothing is deleted. If "
-            "that is right, set allow_empty: true"
+    source = open_source(target.settings, base=options.base)
+    try:
+        with clock.phase("list"):
+            _prepare(target)
+            mark_differences(target.collection, target.source, target.catalog, target.index)
+            held = held_documents(target.collection, target.source, target.catalog)
+            synced_at, state = _last_sync(target)
+            listing = source.list(_known(held, state))
+            listed = _remembered(target, listing.documents)
+        plan = plan_sync(listed, held, listing.removed)
+        options.progress(
+            f"{target.source}: {len(listed)} documents listed, {len(plan.read)} to read, {len(plan.delete)} gone, "
+            f"{plan.unchanged} unchanged"
         )
-    plan = plan_sync(listed, held)
-    progress(
-        f"{source_settings.name}: {len(listed)} documents listed, {len(plan.read)} to read, {len(plan.delete)} gone, "
-        f"{len(plan.unchanged)} unchanged"
-    )
-    run = _Run(
-        source, source_settings.name, collection, held, plan, embedder, retrieval.chunk_tokens, catalog, index, clock
-    )
-    run.apply(batch_chunks, progress)
-    with clock.phase("write"):
-        key = {"collection": collection, "source": source_settings.name}
-        with catalog.begin() as connection:
-            connection.execute(sa.delete(schema.source_syncs).filter_by(**key))
-            connection.execute(sa.insert(schema.source_syncs).values(**key, synced_at=schema.now()))
-        chunks = _chunks_held(collection, source_settings.name, catalog)
-    return run.report(len(listed), chunks)
+        run = _Run(target, source, held, plan, clock, first=synced_at is None)
+        run.apply(options.batch_chunks, options.progress, between_batches)
+        withheld, reason = run.delete(len(listed), listing.partial, options.approve_deletions)
+        run.finish()
+    finally:
+        source.close()
+    report = run.report(len(listed) if listing.removed is None else len(held), withheld, reason)
+    _record_sync(target, listing, report)
+    return report
 
 
 @dataclass(slots=True)
@@ -232,162 +243,256 @@ class _Clock:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A document that was read, with its chunks."""
+    """A document that was read, with its chunks; none where its text is indexed already."""
 
     document: Document
+    facts: Mapping[str, Any]
     content_hash: str
-    chunks: list[Chunk]
+    chunks: Sequence[Chunk]
+    unchanged: bool
 
 
-@dataclass(slots=True)
 class _Run:
     """One application of a plan."""
 
-    source: Source
-    name: str
-    collection: str
-    held: Mapping[str, Held]
-    plan: SyncPlan
-    embedder: Embedder
-    chunk_tokens: int
-    catalog: sa.Engine
-    index: VectorIndex
-    clock: _Clock
-    counts: Counter[str] = field(default_factory=Counter)
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    spare: dict[str, Vectors] = field(default_factory=dict)
-    """Vectors of texts that this run took out, by text hash: a later batch may have them elsewhere."""
+    def __init__(
+        self, target: _Target, source: Source, held: Mapping[str, Held], plan: SyncPlan, clock: _Clock, *, first: bool
+    ) -> None:
+        self._target = target
+        self._source = source
+        self._held = held
+        self._plan = plan
+        self._clock = clock
+        self._first = first
+        self._counts: Counter[str] = Counter()
+        self._failures: list[tuple[Listed, str]] = []
+        self._changed: list[tuple[datetime | None, datetime]] = []
+        self._moved: list[str] = []
+        self._deleted = 0
+        self._gone: dict[str, list[str]] = defaultdict(list)
+        for document_id in plan.delete:
+            if held[document_id].content_hash:
+                self._gone[held[document_id].content_hash].append(document_id)
+        self._spare: dict[str, Vectors] = {}  # of texts just taken out or written: a later batch may have them
+        self._reusable = _same_embedder(target)
 
-    def apply(self, batch_chunks: int, progress: Callable[[str], None]) -> None:
-        gone = Counter(self.held[each].content_hash for each in self.plan.delete if self.held[each].content_hash)
+    def apply(self, batch_chunks: int, progress: Callable[[str], None], between_batches: Callable[[], None]) -> None:
+        """Read, embed and write what changed; unreadable documents hold nothing up."""
+        writing: Future[None] | None = None
         batch: list[_Wanted] = []
         touched: list[_Wanted] = []
-        done = 0
-        for listed in self.plan.read:
-            done += 1
-            wanted = self._read(listed)
-            if wanted is None:
-                continue
-            held = self.held.get(listed.document_id)
-            if held is not None and held.state != "writing" and held.content_hash == wanted.content_hash:
-                self.counts["unchanged"] += 1
-                touched.append(wanted)
-                if len(touched) >= _SQL_VALUES:
-                    self._refresh(touched)
-                    touched = []
-            else:
-                if held is not None and held.content_hash:
-                    self.counts["changed"] += 1
-                elif gone[wanted.content_hash] > 0:
-                    gone[wanted.content_hash] -= 1
-                    self.counts["moved"] += 1
+        size, full, done, started = 0, min(_FIRST_BATCH, batch_chunks), 0, time.monotonic()
+
+        with ThreadPoolExecutor(1, "write") as writer, _ahead(self._read(), _AHEAD) as documents:
+
+            def submit(write: Callable[[Sequence[_Wanted]], None], documents: Sequence[_Wanted]) -> Future[None]:
+                if writing is not None:
+                    writing.result()  # its error, if it had one, and never more than one batch waiting
+                return writer.submit(write, documents)
+
+            for wanted in documents:
+                done += 1
+                if not isinstance(wanted, _Wanted):
+                    self._failures.append(wanted)
+                elif wanted.unchanged:
+                    touched.append(replace(wanted, document=replace(wanted.document, sections=())))
+                    if len(touched) >= SQL_VALUES:
+                        writing, touched = submit(self._refresh, touched), []
                 else:
-                    self.counts["added"] += 1
-                batch.append(wanted)
-            if sum(len(each.chunks) or 1 for each in batch) >= batch_chunks:
-                self._write(batch)
-                progress(f"{self.name}: {done} of {len(self.plan.read)} read, {self.counts['written']} chunks written")
-                batch = []
-        if batch:
-            self._write(batch)
-        self._refresh(touched)
-        self._delete()
-        if self.counts["written"] or self.counts["points_deleted"]:
-            with self.clock.phase("write"), self.index.open(self.collection) as points:
+                    self._count(wanted)
+                    batch.append(wanted)
+                    size += len(wanted.chunks) or 1
+                if size >= full:
+                    vectors = self._embed(batch)
+                    writing = submit(partial(self._write, vectors), batch)
+                    rate = self._counts["written"] / max(time.monotonic() - started, 1e-6)
+                    progress(
+                        f"{self._target.source}: {done} of {len(self._plan.read)} documents read, "
+                        f"{self._counts['written']} chunks, {self._counts['embedded']} of them embedded, {rate:.0f} a second"
+                    )
+                    batch, size, full = [], 0, min(full * 2, batch_chunks)
+                    between_batches()
+            if batch:
+                writing = submit(partial(self._write, self._embed(batch)), batch)
+            if touched:
+                writing = submit(self._refresh, touched)
+            if writing is not None:
+                writing.result()
+        self._record_failures()
+
+    def delete(self, listed: int, partial_reason: str | None, approved: int) -> tuple[tuple[str, ...], str | None]:
+        """Take out what the source no longer has, or as much of it as may go unasked; what stays, and why."""
+        with_text = [each for each in self._plan.delete if self._is_whole(each)]
+        moved = set(self._moved)
+        held = sum(bool(document.content_hash) for document in self._held.values())
+        reason = why_withheld(
+            self._target.settings,
+            listed=listed,
+            held=held,
+            deletions=sum(each not in moved for each in with_text),
+            partial=partial_reason,
+            approved=approved,
+        )
+        withheld = () if reason is None else tuple(each for each in with_text if each not in moved)
+        going = sorted(set(self._plan.delete) - set(withheld))
+        if going:
+            with self._clock.phase("write"):
+                with self._target.catalog.begin() as connection:
+                    for page in pages(going):
+                        rows = which(schema.documents, self._target.collection, self._target.source, page)
+                        connection.execute(sa.update(schema.documents).where(*rows).values(state="writing"))
+                self._take_out(going)
+        self._deleted = len(going) - len(self._moved)
+        return withheld, reason
+
+    def finish(self) -> None:
+        """Let the engine tidy up after what was written."""
+        if self._counts["written"] or self._counts["points_deleted"]:
+            with self._clock.phase("write"), self._target.index.open(self._target.collection) as points:
                 points.optimise()
 
-    def report(self, documents: int, chunks: int) -> SyncReport:
+    def report(self, documents: int, withheld: tuple[str, ...], reason: str | None) -> SyncReport:
+        target = self._target
         return SyncReport(
-            collection=self.collection,
+            collection=target.collection,
             documents=documents,
-            added=self.counts["added"],
-            changed=self.counts["changed"],
-            moved=self.counts["moved"],
-            deleted=len(self.plan.delete) - self.counts["moved"],
-            unchanged=len(self.plan.unchanged) + self.counts["unchanged"],
-            failures=tuple(self.failures),
-            chunks=chunks,
-            embedded=self.counts["embedded"],
-            reused=self.counts["written"] - self.counts["embedded"],
-            points_deleted=self.counts["points_deleted"],
-            seconds=time.perf_counter() - self.clock.started,
-            seconds_by_phase=dict(self.clock.phases),
+            added=self._counts["added"],
+            changed=self._counts["changed"],
+            moved=len(self._moved),
+            deleted=self._deleted,
+            unchanged=self._plan.unchanged + self._counts["unchanged"],
+            failures=tuple((listed.document_id, error) for listed, error in self._failures),
+            withheld=withheld,
+            withheld_reason=reason,
+            chunks=chunk_count(target.collection, target.catalog, target.source),
+            embedded=self._counts["embedded"],
+            reused=self._counts["written"] - self._counts["embedded"],
+            points_deleted=self._counts["points_deleted"],
+            lag=lag(self._changed),
+            seconds=time.perf_counter() - self._clock.started,
+            seconds_by_phase=dict(self._clock.phases),
         )
 
-    def _read(self, listed: Listed) -> _Wanted | None:
-        try:
-            with self.clock.phase("parse"):
-                document = self.source.read(listed)
-                content_hash = document.content_hash
-                held = self.held.get(listed.document_id)
-                if held is not None and held.state != "writing" and held.content_hash == content_hash:
-                    return _Wanted(document, content_hash, [])
-                chunks = chunk_document(document, self.embedder.counter, chunk_tokens=self.chunk_tokens)
-                return _Wanted(document, content_hash, chunks)
-        except DocumentError as error:
-            with self.clock.phase("write"):
-                self._fail(listed, str(error))
-            self.failures.append((listed.document_id, str(error)))
-            return None
+    # --- read
 
-    def _fail(self, listed: Listed, error: str) -> None:
-        held = self.held.get(listed.document_id)
-        if held is not None and held.state == "writing":  # half of it is there, and the other half cannot be had
-            self._take_out([listed.document_id])
-            held = None
-        row = {
-            "state": "failed",
-            "uri": listed.uri if held is None else held.uri,
-            "title": "" if held is None else held.title,
-            "version": listed.version if held is None else held.version,
-            "content_hash": "" if held is None else held.content_hash,
-            "chunks": 0 if held is None else held.chunks,
-            "error": error,
-            "attempts": 1 if held is None else held.attempts + 1,
-        }
-        kept = sa.update(schema.documents).where(*self._which([listed.document_id])).values(**row)
-        with self.catalog.begin() as connection:
-            if not connection.execute(kept).rowcount:
-                key = {"collection": self.collection, "source": self.name, "document_id": listed.document_id}
-                connection.execute(sa.insert(schema.documents).values(**key, **row))
+    def _read(self) -> Iterator[_Wanted | tuple[Listed, str]]:
+        """Each document of the plan, cut into chunks, or why it cannot be had; runs in a thread of its own."""
+        documents = self._source.read_all(self._plan.read)
+        while True:
+            with self._clock.phase("parse"):
+                found = next(documents, None)
+                if found is None:
+                    return
+                listed, document = found
+                wanted: _Wanted | tuple[Listed, str]
+                try:
+                    wanted = (listed, str(document)) if isinstance(document, DocumentError) else self._wanted(document)
+                except DocumentError as error:
+                    wanted = (listed, str(error))
+            yield wanted
 
-    def _write(self, batch: Sequence[_Wanted]) -> None:
+    def _wanted(self, document: Document) -> _Wanted:
+        pipeline = self._target.pipeline
+        facts = document_facts(document, self._target.settings, pipeline.retrieval)
+        content_hash = document.content_hash
+        held = self._held.get(document.document_id)
+        if held is not None and held.state != "writing" and held.content_hash == content_hash:
+            return _Wanted(document, facts, content_hash, (), unchanged=True)
+        chunks = chunk_document(document, pipeline.embedder.counter, chunk_tokens=pipeline.retrieval.chunk_tokens)
+        return _Wanted(document, facts, content_hash, chunks, unchanged=False)
+
+    def _is_whole(self, document_id: str) -> bool:
+        held = self._held[document_id]
+        return bool(held.content_hash) and held.state != "writing"
+
+    def _count(self, wanted: _Wanted) -> None:
+        held = self._held.get(wanted.document.document_id)
+        gone = self._gone.get(wanted.content_hash)
+        if held is not None and held.content_hash:
+            self._counts["changed"] += 1
+        elif gone:
+            self._moved.append(gone.pop())
+        else:
+            self._counts["added"] += 1
+
+    # --- embed
+
+    def _embed(self, batch: Sequence[_Wanted]) -> dict[str, Vectors]:
+        """The vector of every text in the batch, by its hash."""
+        texts = {chunk.text_hash: chunk.text for wanted in batch for chunk in wanted.chunks}
+        vectors = self._known_vectors(batch, texts.keys())
+        unknown = [digest for digest in texts if digest not in vectors]
+        with self._clock.phase("embed"):
+            fresh = self._target.pipeline.embedder.encode([texts[digest] for digest in unknown])
+        vectors |= dict(zip(unknown, fresh, strict=True))
+        self._counts["embedded"] += len(unknown)
+        self._counts["written"] += sum(len(wanted.chunks) for wanted in batch)
+        return vectors
+
+    def _known_vectors(self, batch: Sequence[_Wanted], hashes: Collection[str]) -> dict[str, Vectors]:
+        """Of the same text in this collection, in another one of the same embedder, or just taken out or written."""
+        target = self._target
+        known = {digest: self._spare[digest] for digest in hashes if digest in self._spare}
+        # An id is made of its text, so a point that a crash left is as good as one that the catalog knows.
+        half_written = [wanted for wanted in batch if wanted.document.document_id in self._held]
+        of_ids = {chunk.chunk_id: chunk.text_hash for wanted in half_written for chunk in wanted.chunks}
+        for collection in self._reusable:
+            missing = sorted(digest for digest in hashes if digest not in known)
+            found = chunks_by_text(collection, missing, target.catalog) if missing else {}
+            found |= of_ids if collection == target.collection else {}
+            if not found:
+                continue
+            with target.index.open(collection) as points:
+                stored = points.vectors(list(found))
+            known |= {found[chunk_id]: vector for chunk_id, vector in stored.items()}
+        return known
+
+    # --- write: in the writer's thread, or when it has ended
+
+    def _write(self, vectors: Mapping[str, Vectors], batch: Sequence[_Wanted]) -> None:
         """Mark, upsert, delete what is old, flush, commit: in this order."""
-        chunks = [chunk for wanted in batch for chunk in wanted.chunks]
+        target = self._target
         ids = [wanted.document.document_id for wanted in batch]
-        with self.clock.phase("write"):
+        with self._clock.phase("write"):
             self._mark(batch)
-            vectors = self._known_vectors(chunks)
-        unknown = {chunk.text_hash: chunk.text for chunk in chunks if chunk.text_hash not in vectors}
-        with self.clock.phase("embed"):
-            fresh = self.embedder.encode(list(unknown.values()))
-            vectors |= dict(zip(unknown, fresh, strict=True))
-        indexed_at = schema.now()
-        points = [
-            Point(chunk.chunk_id, vectors[chunk.text_hash], _payload(wanted, chunk, indexed_at))
-            for wanted in batch
-            for chunk in wanted.chunks
-        ]
-        with self.clock.phase("write"):
-            old = self._chunk_rows(ids)
-            keep = {chunk.chunk_id for chunk in chunks}
+            indexed_at = schema.now()
+            points = [
+                Point(
+                    chunk.chunk_id,
+                    vectors[chunk.text_hash],
+                    point_payload(wanted.document, wanted.facts, wanted.content_hash, chunk, indexed_at),
+                )
+                for wanted in batch
+                for chunk in wanted.chunks
+            ]
+            keep = {point.point_id for point in points}
+            old = chunk_texts(
+                target.collection, target.source, [each for each in ids if each in self._held], target.catalog
+            )
             stale = {chunk_id: digest for chunk_id, digest in old.items() if chunk_id not in keep}
-            with self.index.open(self.collection) as collection:
+            rewritten = [each for each in ids if each in self._held]
+            with target.index.open(target.collection) as collection:
                 collection.upsert(points)
-                for chunk_id, vector in collection.vectors(list(stale)).items():
-                    self.spare[stale[chunk_id]] = vector
-                self.counts["points_deleted"] += collection.delete(self.name, ids, keep=keep)
+                self._keep_vectors({stale[each]: vector for each, vector in collection.vectors(list(stale)).items()})
+                if rewritten:
+                    self._counts["points_deleted"] += collection.delete(target.source, rewritten, keep=keep)
                 collection.flush()
             self._commit(batch, indexed_at)
-        self.counts["embedded"] += len(unknown)
-        self.counts["written"] += len(points)
+            self._keep_vectors(vectors)
+
+    def _keep_vectors(self, vectors: Mapping[str, Vectors]) -> None:
+        self._spare |= vectors
+        for digest in list(self._spare)[: max(0, len(self._spare) - _SPARE)]:
+            del self._spare[digest]
 
     def _mark(self, batch: Sequence[_Wanted]) -> None:
-        unknown = [wanted for wanted in batch if wanted.document.document_id not in self.held]
+        unknown = [wanted for wanted in batch if wanted.document.document_id not in self._held]
         new = [self._row(wanted, "writing", None) | {"content_hash": ""} for wanted in unknown]
-        with self.catalog.begin() as connection:
-            for which in self._pages([wanted.document.document_id for wanted in batch]):
-                connection.execute(sa.update(schema.documents).where(*which).values(state="writing"))
+        known = [wanted.document.document_id for wanted in batch if wanted.document.document_id in self._held]
+        with self._target.catalog.begin() as connection:
+            for page in pages(known):
+                rows = which(schema.documents, self._target.collection, self._target.source, page)
+                connection.execute(sa.update(schema.documents).where(*rows).values(state="writing"))
             if new:
                 connection.execute(sa.insert(schema.documents), new)
 
@@ -395,26 +500,29 @@ class _Run:
         ids = [wanted.document.document_id for wanted in batch]
         rows = [
             {
-                "collection": self.collection,
+                "collection": self._target.collection,
                 "chunk_id": chunk.chunk_id,
-                "source": self.name,
+                "source": self._target.source,
                 "document_id": wanted.document.document_id,
                 "text_hash": chunk.text_hash,
             }
             for wanted in batch
             for chunk in wanted.chunks
         ]
-        with self.catalog.begin() as connection:
-            _forget(connection, self.collection, self.name, ids)
+        with self._target.catalog.begin() as connection:
+            forget_rows(connection, self._target.collection, self._target.source, ids)
             connection.execute(sa.insert(schema.documents), [self._row(each, "indexed", indexed_at) for each in batch])
             if rows:
                 connection.execute(sa.insert(schema.chunks), rows)
+            touch(connection, self._target.collection)
+        if not self._first:
+            self._changed += [(wanted.document.updated_at, indexed_at) for wanted in batch]
 
     def _row(self, wanted: _Wanted, state: State, indexed_at: datetime | None) -> dict[str, Any]:
         document = wanted.document
         return {
-            "collection": self.collection,
-            "source": self.name,
+            "collection": self._target.collection,
+            "source": self._target.source,
             "document_id": document.document_id,
             "state": state,
             "uri": document.uri,
@@ -429,361 +537,182 @@ class _Run:
         }
 
     def _refresh(self, touched: Sequence[_Wanted]) -> None:
-        """Same text, other version, place or time: hits tell the new one, and next time it is not read again."""
-        if not touched:
-            return
-        with self.clock.phase("write"):
-            with self.index.open(self.collection) as collection:
+        """Same text, other version, place, time or metadata: hits tell the new ones; next time it is not read again."""
+        target = self._target
+        with self._clock.phase("write"):
+            with target.index.open(target.collection) as collection:
                 for each in touched:
-                    document = each.document
-                    facts = {
-                        "version": document.version,
-                        "uri": document.uri,
-                        "title": document.title,
-                        "updated_at": None if document.updated_at is None else document.updated_at.isoformat(),
-                    }
-                    collection.set_payload(self.name, document.document_id, facts)
+                    collection.set_payload(target.source, each.document.document_id, each.facts)
                 collection.flush()
-            with self.catalog.begin() as connection:
+            kept = ("state", "uri", "title", "version", "updated_at", "error", "attempts")
+            with target.catalog.begin() as connection:
                 for each in touched:
                     row = self._row(each, "indexed", None)
-                    changed = {
-                        name: row[name]
-                        for name in ("state", "uri", "title", "version", "updated_at", "error", "attempts")
-                    }
-                    which = self._which([each.document.document_id])
-                    connection.execute(sa.update(schema.documents).where(*which).values(**changed))
+                    rows = which(schema.documents, target.collection, target.source, [each.document.document_id])
+                    update = sa.update(schema.documents).where(*rows)
+                    connection.execute(update.values({name: row[name] for name in kept}))
+                touch(connection, target.collection)
+        self._counts["unchanged"] += len(touched)
 
-    def _delete(self) -> None:
-        """Documents that the source no longer has."""
-        if not self.plan.delete:
-            return
-        with self.clock.phase("write"):
-            with self.catalog.begin() as connection:
-                for which in self._pages(self.plan.delete):
-                    connection.execute(sa.update(schema.documents).where(*which).values(state="writing"))
-            self._take_out(self.plan.delete)
+    def _record_failures(self) -> None:
+        """What cannot be read keeps its text, unless a crash left half of it."""
+        target, table = self._target, schema.documents
+        halves = [each.document_id for each, _ in self._failures if self._is_half(each.document_id)]
+        with self._clock.phase("write"):
+            if halves:
+                self._take_out(halves)
+            with target.catalog.begin() as connection:
+                for listed, error in self._failures:
+                    rows = which(table, target.collection, target.source, [listed.document_id])
+                    failed = {"state": "failed", "error": error, "attempts": table.c.attempts + 1}
+                    if not connection.execute(sa.update(table).where(*rows).values(failed)).rowcount:
+                        connection.execute(
+                            sa.insert(table).values(
+                                collection=target.collection,
+                                source=target.source,
+                                document_id=listed.document_id,
+                                state="failed",
+                                uri=listed.uri,
+                                title="",
+                                version=listed.version,
+                                content_hash="",
+                                chunks=0,
+                                error=error,
+                                attempts=1,
+                            )
+                        )
+
+    def _is_half(self, document_id: str) -> bool:
+        return document_id in self._held and self._held[document_id].state == "writing"
 
     def _take_out(self, document_ids: Sequence[str]) -> None:
-        with self.index.open(self.collection) as collection:
-            for page in _pages(document_ids):
-                self.counts["points_deleted"] += collection.delete(self.name, page)
+        target = self._target
+        with target.index.open(target.collection) as collection:
+            for page in pages(document_ids):
+                self._counts["points_deleted"] += collection.delete(target.source, page)
             collection.flush()
-        with self.catalog.begin() as connection:
-            _forget(connection, self.collection, self.name, document_ids)
-
-    def _known_vectors(self, chunks: Sequence[Chunk]) -> dict[str, Vectors]:
-        """Vectors by text hash: of the same chunk, of the same text elsewhere, or of one just taken out."""
-        hashes = {chunk.text_hash for chunk in chunks}
-        of_ids = {chunk.chunk_id: chunk.text_hash for chunk in chunks}  # an id is made of its text
-        table = schema.chunks.c
-        with self.catalog.connect() as connection:
-            for page in _pages(sorted(hashes)):
-                query = sa.select(table.chunk_id, table.text_hash).where(
-                    table.collection == self.collection, table.text_hash.in_(page)
-                )
-                of_ids |= {row.chunk_id: row.text_hash for row in connection.execute(query)}
-        with self.index.open(self.collection) as collection:
-            stored = collection.vectors(list(of_ids))
-        known = {digest: self.spare[digest] for digest in hashes & self.spare.keys()}
-        return known | {of_ids[chunk_id]: vector for chunk_id, vector in stored.items()}
-
-    def _chunk_rows(self, document_ids: Sequence[str]) -> dict[str, str]:
-        table, found = schema.chunks.c, {}
-        with self.catalog.connect() as connection:
-            for page in _pages(document_ids):
-                query = sa.select(table.chunk_id, table.text_hash).where(
-                    table.collection == self.collection, table.source == self.name, table.document_id.in_(page)
-                )
-                found.update({row.chunk_id: row.text_hash for row in connection.execute(query)})
-        return found
-
-    def _pages(self, document_ids: Sequence[str]) -> Iterator[tuple[sa.ColumnElement[bool], ...]]:
-        return (self._which(page) for page in _pages(document_ids))
-
-    def _which(self, document_ids: Sequence[str]) -> tuple[sa.ColumnElement[bool], ...]:
-        return _which(schema.documents, self.collection, self.name, document_ids)
+        with target.catalog.begin() as connection:
+            forget_rows(connection, target.collection, target.source, document_ids)
+            touch(connection, target.collection)
 
 
-def _payload(wanted: _Wanted, chunk: Chunk, indexed_at: datetime) -> dict[str, Any]:
-    document = wanted.document
-    return {
-        "text": chunk.text,
-        "title": document.title,
-        "headings": list(chunk.headings),
-        "uri": document.uri,
-        "source": document.source,
-        "document_id": document.document_id,
-        "version": document.version,
-        "content_hash": wanted.content_hash,
-        "updated_at": None if document.updated_at is None else document.updated_at.isoformat(),
-        "indexed_at": indexed_at.isoformat(),
-        "ordinal": chunk.ordinal,
-    }
-
-
-def _prepare(
-    use_case: str,
-    collection: str,
-    pipeline: Mapping[str, Any],
-    dimension: int,
-    catalog: sa.Engine,
-    index: VectorIndex,
-) -> None:
+def _prepare(target: _Target) -> None:
     """Catalog and index both have the collection; what the catalog says of a lost one is forgotten."""
-    if not index.exists(collection):
+    collection, pipeline, catalog = target.collection, target.pipeline, target.catalog
+    table = schema.collections
+    known = sa.select(table.c.collection).where(table.c.collection == collection, table.c.retired_at.is_(None))
+    with catalog.connect() as connection:
+        if connection.scalar(known) is not None and target.index.exists(collection):
+            return
+    with schema.exclusive(catalog, f"the creation of {collection}", seconds=60.0):
+        if not target.index.exists(collection):
+            with catalog.begin() as connection:
+                for held in (schema.chunks, schema.documents, schema.source_syncs, schema.withheld_deletions, table):
+                    connection.execute(sa.delete(held).where(held.c.collection == collection))
+            retrieval = pipeline.retrieval
+            target.index.create(collection, Schema(pipeline.embedder.dimension, retrieval.metadata, retrieval.language))
+        row = {
+            "collection": collection,
+            "use_case": target.use_case,
+            "pipeline": dict(pipeline.facts),
+            "retrieval": pipeline.retrieval.model_dump(mode="json"),
+            "created_at": schema.now(),
+        }
         with catalog.begin() as connection:
-            for table in (schema.chunks, schema.documents, schema.source_syncs):
-                connection.execute(sa.delete(table).where(table.c.collection == collection))
-        index.create(collection, dimension)
-    row = {"collection": collection, "use_case": use_case, "pipeline": dict(pipeline), "created_at": schema.now()}
-    with catalog.begin() as connection:
-        connection.execute(schema.insert_or_ignore(catalog, schema.collections).values(**row))
+            connection.execute(schema.insert_or_ignore(catalog, table).values(**row))
+            connection.execute(sa.update(table).where(table.c.collection == collection).values(retired_at=None))
 
 
-def _mark_differences(collection: str, source: str, catalog: sa.Engine, index: VectorIndex) -> None:
-    """Where index and catalog do not even agree on a number, find the documents, so that they are written again."""
-    with index.open(collection) as points:
-        counted = points.count(source)
-    if counted != _chunks_held(collection, source, catalog):
-        _, documents = _compare(collection, catalog, index, source=source)
-        _mark_writing(collection, documents, catalog)
+def _same_embedder(target: _Target) -> list[str]:
+    """Collections whose vectors fit, this one first: those of the use case that the same embedder made."""
+    table = schema.collections.c
+    query = sa.select(table.collection, table.pipeline).where(table.use_case == target.use_case)
+    identity = dict(target.pipeline.embedder.identity)
+    with target.catalog.connect() as connection:
+        fitting = [row.collection for row in connection.execute(query) if row.pipeline["embedder"] == identity]
+    others = [each for each in fitting if each != target.collection and target.index.exists(each)]
+    return [target.collection, *others]
 
 
-def _held(collection: str, source: str, catalog: sa.Engine) -> dict[str, Held]:
-    table = schema.documents.c
-    query = sa.select(
-        table.document_id,
-        table.state,
-        table.version,
-        table.uri,
-        table.content_hash,
-        table.title,
-        table.chunks,
-        table.attempts,
-    ).where(table.collection == collection, table.source == source)
-    with catalog.connect() as connection:
-        return {row[0]: Held(*row[1:]) for row in connection.execute(query)}
+def _last_sync(target: _Target) -> tuple[datetime | None, Mapping[str, Any]]:
+    table = schema.source_syncs.c
+    query = sa.select(table.synced_at, table.state).where(
+        table.collection == target.collection, table.source == target.source
+    )
+    with target.catalog.connect() as connection:
+        row = connection.execute(query).one_or_none()
+    return (None, {}) if row is None else (row.synced_at, row.state or {})
 
 
-def _chunks_held(collection: str, source: str, catalog: sa.Engine) -> int:
-    table = schema.chunks.c
-    query = sa.select(sa.func.count()).where(table.collection == collection, table.source == source)
-    with catalog.connect() as connection:
-        return int(connection.execute(query).scalar_one())
+def _known(held: Mapping[str, Held], state: Mapping[str, Any]) -> Known:
+    versions = {document_id: each.version for document_id, each in held.items() if each.state == "indexed"}
+    return Known(versions, frozenset(held.keys() - versions.keys()), state)
 
 
-def _which(
-    table: sa.Table, collection: str, source: str, document_ids: Sequence[str]
-) -> tuple[sa.ColumnElement[bool], ...]:
-    return (table.c.collection == collection, table.c.source == source, table.c.document_id.in_(document_ids))
+def _remembered(target: _Target, listed: Sequence[Listed]) -> Sequence[Listed]:
+    """Without those that were erased for good."""
+    erased = forgotten_documents(target.use_case, target.source, target.catalog)
+    return [each for each in listed if text_hash(each.document_id) not in erased] if erased else listed
 
 
-def _forget(connection: sa.Connection, collection: str, source: str, document_ids: Sequence[str]) -> None:
-    for table in (schema.chunks, schema.documents):
-        for page in _pages(document_ids):
-            connection.execute(sa.delete(table).where(*_which(table, collection, source, page)))
-
-
-def _pages(values: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (values[start : start + _SQL_VALUES] for start in range(0, len(values), _SQL_VALUES))
-
-
-# --- audit and serve
-
-
-@dataclass(frozen=True, slots=True)
-class AuditReport:
-    """Index against catalog: how many there are, and the documents, as ``source/id``, where the two differ."""
-
-    documents: int
-    points: int
-    missing: tuple[str, ...] = ()
-    """With chunks of which the index has no point."""
-    orphaned: tuple[str, ...] = ()
-    """With points that the catalog does not know, or of a source that is not declared."""
-    stale: tuple[str, ...] = ()
-    """With points of another version of their text."""
-    duplicates: tuple[str, ...] = ()
-    """With a point that the index returned twice."""
-    unfinished: tuple[str, ...] = ()
-    """Left half written by a crash."""
-
-    @property
-    def clean(self) -> bool:
-        """Whether index and catalog agree."""
-        return not (self.missing or self.orphaned or self.stale or self.duplicates or self.unfinished)
-
-    def __str__(self) -> str:
-        found = [
-            f"{len(ids)} {name} ({', '.join(ids[:_SHOWN])}{', …' if len(ids) > _SHOWN else ''})"
-            for name, ids in (
-                ("missing", self.missing),
-                ("orphaned", self.orphaned),
-                ("stale", self.stale),
-                ("duplicate", self.duplicates),
-                ("unfinished", self.unfinished),
+def _record_sync(target: _Target, listing: Listing, report: SyncReport) -> None:
+    key = {"collection": target.collection, "source": target.source}
+    syncs, withheld, now = schema.source_syncs, schema.withheld_deletions, schema.now()
+    with target.catalog.begin() as connection:
+        connection.execute(sa.delete(syncs).filter_by(**key))
+        connection.execute(sa.insert(syncs).values(**key, synced_at=now, state=dict(listing.state)))
+        rows = connection.execute(sa.select(withheld.c.document_id, withheld.c.since).filter_by(**key))
+        if since := {row.document_id: row.since for row in rows}:
+            connection.execute(sa.delete(withheld).filter_by(**key))
+        if report.withheld:
+            new = [(each, since.get(each, now)) for each in report.withheld]
+            reason = {"reason": report.withheld_reason}
+            connection.execute(
+                sa.insert(withheld), [{**key, **reason, "document_id": each, "since": when} for each, when in new]
             )
-            if ids
-        ]
-        return f"{self.documents} documents, {self.points} points: {'; '.join(found) or 'clean'}"
+        if report.lag is not None:
+            of = {"use_case": target.use_case, "source": target.source, "synced_at": now}
+            connection.execute(sa.insert(schema.sync_lags).values(**of, **asdict(report.lag)))
 
 
-@dataclass(frozen=True, slots=True)
-class ServedIndex:
-    """The collection that answers questions from now on."""
-
-    collection: str
-    previous: str | None
-    """What answered before; it stays where it is."""
-    served_at: datetime
-    audit: AuditReport
-    removed: int
-    """Documents of sources that are no longer declared."""
+_Item = TypeVar("_Item")
+_END = object()
 
 
-def audit_index(
-    *,
-    use_case: str,
-    retrieval: RetrievalSettings,
-    sources: Sequence[str],
-    catalog: sa.Engine,
-    index: VectorIndex,
-    embedder: Embedder | None = None,
-) -> AuditReport:
-    """Compare every point with the catalog; points of none of ``sources`` are orphaned.
+@contextmanager
+def _ahead(items: Iterator[_Item], most: int) -> Iterator[Iterator[_Item]]:
+    """``items``, made in a thread of their own, at most so many before they are taken."""
+    taken: queue.Queue[Any] = queue.Queue(most)
+    stopped = threading.Event()
 
-    Raises:
-        NotBuiltError: there is no collection for this pipeline.
-    """
-    collection = collection_name(use_case, pipeline_of(embedder or embedder_of(retrieval), retrieval))
-    return _audit(collection, sources, catalog, index)[0]
+    def put(item: Any) -> None:
+        while not stopped.is_set():
+            try:
+                taken.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return
 
+    def make() -> None:
+        try:
+            for item in items:
+                put(item)
+                if stopped.is_set():
+                    return
+            put(_END)
+        except BaseException as error:  # noqa: BLE001 raised again in the thread that takes
+            put(error)
 
-def serve_index(
-    *,
-    use_case: str,
-    retrieval: RetrievalSettings,
-    sources: Sequence[str],
-    catalog: sa.Engine,
-    index: VectorIndex,
-    embedder: Embedder | None = None,
-) -> ServedIndex:
-    """Let this pipeline's collection answer questions, once it is whole.
+    def take() -> Iterator[_Item]:
+        while (item := taken.get()) is not _END:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
 
-    Documents of sources that are no longer declared are removed first. Where the audit finds a difference, the
-    documents concerned are marked, so that the next sync of their sources writes them again.
-
-    Raises:
-        NotBuiltError: a declared source has no completed sync in this collection.
-        ArtifactError: the audit found a difference between index and catalog.
-    """
-    collection = collection_name(use_case, pipeline_of(embedder or embedder_of(retrieval), retrieval))
-    synced = schema.source_syncs.c
-    with catalog.connect() as connection:
-        done = set(connection.scalars(sa.select(synced.source).where(synced.collection == collection)))
-    if unsynced := [name for name in sources if name not in done]:
-        raise NotBuiltError(
-            f"{use_case}: no completed sync of {', '.join(unsynced)} in collection {collection}: materialise "
-            f"{', '.join(f'{use_case}/{name}' for name in unsynced)} first"
-        )
-    removed = _remove_undeclared(collection, sources, catalog, index)
-    audit, documents = _audit(collection, sources, catalog, index)
-    if not audit.clean:
-        _mark_writing(collection, documents, catalog)
-        raise ArtifactError(
-            f"collection {collection} differs from the catalog and is not served: {audit}. The documents concerned are "
-            "marked: refresh the sources again, and they are written anew"
-        )
-    table, served_at = schema.served_collections, schema.now()
-    with catalog.begin() as connection:
-        previous = connection.scalar(sa.select(table.c.collection).where(table.c.use_case == use_case))
-        if previous != collection:
-            connection.execute(sa.delete(table).where(table.c.use_case == use_case))
-            row = {"use_case": use_case, "collection": collection, "served_at": served_at}
-            connection.execute(sa.insert(table).values(**row))
-        else:
-            connection.execute(sa.update(table).where(table.c.use_case == use_case).values(served_at=served_at))
-    return ServedIndex(collection, previous, served_at, audit, removed)
-
-
-def _remove_undeclared(collection: str, sources: Collection[str], catalog: sa.Engine, index: VectorIndex) -> int:
-    table, removed = schema.documents.c, 0
-    known = sa.select(table.source).where(table.collection == collection).distinct()
-    with catalog.connect() as connection:
-        undeclared = [name for name in connection.scalars(known) if name not in sources]
-    for name in undeclared:
-        ids = sorted(_held(collection, name, catalog))
-        with catalog.begin() as connection:
-            synced = schema.source_syncs
-            connection.execute(sa.delete(synced).where(synced.c.collection == collection, synced.c.source == name))
-            for page in _pages(ids):
-                which = _which(schema.documents, collection, name, page)
-                connection.execute(sa.update(schema.documents).where(*which).values(state="writing"))
-        with index.open(collection) as points:
-            for page in _pages(ids):
-                points.delete(name, page)
-            points.flush()
-        with catalog.begin() as connection:
-            _forget(connection, collection, name, ids)
-        removed += len(ids)
-    return removed
-
-
-_DocumentKey = tuple[str, str]
-
-
-def _audit(
-    collection: str, sources: Collection[str], catalog: sa.Engine, index: VectorIndex
-) -> tuple[AuditReport, set[_DocumentKey]]:
-    if not index.exists(collection):
-        raise NotBuiltError(f"there is no collection {collection} yet: materialise the sources first")
-    return _compare(collection, catalog, index, declared=sources)
-
-
-def _compare(
-    collection: str,
-    catalog: sa.Engine,
-    index: VectorIndex,
-    *,
-    source: str | None = None,
-    declared: Collection[str] | None = None,
-) -> tuple[AuditReport, set[_DocumentKey]]:
-    """The report, and (source, document id) of every document that it concerns."""
-    documents, chunks = schema.documents.c, schema.chunks.c
-    of_documents = sa.select(documents.source, documents.document_id, documents.content_hash, documents.state)
-    of_documents = of_documents.where(documents.collection == collection)
-    of_chunks = sa.select(chunks.chunk_id, chunks.source, chunks.document_id).where(chunks.collection == collection)
-    if source is not None:
-        of_documents = of_documents.where(documents.source == source)
-        of_chunks = of_chunks.where(chunks.source == source)
-    with catalog.connect() as connection:
-        rows = {(row.source, row.document_id): row for row in connection.execute(of_documents)}
-        wanted = {row.chunk_id: (row.source, row.document_id) for row in connection.execute(of_chunks)}
-    wrong: dict[str, set[_DocumentKey]] = defaultdict(set)
-    seen: set[str] = set()
-    with index.open(collection) as points:
-        for point in points.scan(source):
-            key = (point.source, point.document_id)
-            if point.point_id in seen:
-                wrong["duplicates"].add(key)
-            elif point.point_id not in wanted or (declared is not None and point.source not in declared):
-                wrong["orphaned"].add(key)
-            elif rows[key].content_hash != point.content_hash:
-                wrong["stale"].add(key)
-            seen.add(point.point_id)
-    wrong["missing"] = {key for chunk_id, key in wanted.items() if chunk_id not in seen}
-    wrong["unfinished"] = {key for key, row in rows.items() if row.state == "writing"}
-    kinds = {kind: tuple(sorted("/".join(key) for key in keys)) for kind, keys in wrong.items()}
-    return AuditReport(len(rows), len(seen), **kinds), set().union(*wrong.values())
-
-
-def _mark_writing(collection: str, documents: Iterable[_DocumentKey], catalog: sa.Engine) -> None:
-    """The next sync writes these again, or removes them: also those of which the catalog did not know."""
-    with catalog.begin() as connection:
-        for source, document_id in sorted(documents):
-            which = _which(schema.documents, collection, source, [document_id])
-            if not connection.execute(sa.update(schema.documents).where(*which).values(state="writing")).rowcount:
-                key = {"collection": collection, "source": source, "document_id": document_id}
-                unknown = {"state": "writing", "uri": "", "title": "", "version": "", "content_hash": "", "chunks": 0}
-                connection.execute(sa.insert(schema.documents).values(**key, **unknown, attempts=0))
+    thread = threading.Thread(target=make, name="read", daemon=True)
+    thread.start()
+    try:
+        yield take()
+    finally:
+        stopped.set()
+        thread.join()

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from pipelines.catalog import open_catalog
 from pipelines.corpus.edge import EdgeIndex
-from pipelines.corpus.index import Collection, VectorIndex
+from pipelines.corpus.index import Collection, Schema, VectorIndex
 from pipelines.corpus.settings import FolderSource, RetrievalSettings
 from pipelines.corpus.sync import SyncReport, sync_source
 from tests.pipelines.corpus.hash_embedder import HashEmbedder
@@ -83,9 +83,16 @@ class CrashingIndex(VectorIndex):
     def exists(self, collection: str) -> bool:
         return self._index.exists(collection)
 
-    def create(self, collection: str, dimension: int) -> None:
-        self._index.create(collection, dimension)
+    def names(self) -> list[str]:
+        return self._index.names()
+
+    def create(self, collection: str, schema: Schema) -> None:
+        self._index.create(collection, schema)
         self._steps.at("after create")
+
+    def drop(self, collection: str) -> None:
+        self._index.drop(collection)
+        self._steps.at("after drop")
 
     @contextmanager
     def open(self, collection: str) -> Iterator[Any]:

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from pipelines.corpus.edge import EdgeIndex
-from pipelines.corpus.index import Point, Query, StoredPoint, VectorIndex, open_index
+from pipelines.corpus.index import Point, Query, Schema, StoredPoint, VectorIndex, open_index
 from pipelines.corpus.server import ServerIndex
 from pipelines.environment import REPOSITORY, Environment
 from pipelines.errors import ArtifactError, ConfigError, LockedError, NotBuiltError, TransientError
 
 NAME = "test__index"
+SCHEMA = Schema(4, {"product": "keyword"})
 
 
 def point(number: int, document: str = "d", source: str = "s") -> Point:
@@ -29,7 +30,7 @@ def point(number: int, document: str = "d", source: str = "s") -> Point:
 
 @pytest.fixture
 def filled(index: VectorIndex) -> VectorIndex:
-    index.create(NAME, 4)
+    index.create(NAME, SCHEMA)
     with index.open(NAME) as points:
         points.upsert([point(1), point(2), point(3, "e"), point(4, "d", "other")])
         points.flush()
@@ -49,7 +50,7 @@ def test_points_are_stored_with_vector_and_payload(filled: VectorIndex) -> None:
     assert list(vectors) == [point(1).point_id]
     np.testing.assert_allclose(vectors[point(1).point_id], point(1).vector, atol=1e-6)
     assert vectors[point(1).point_id].dtype == np.float32
-    assert stored[2] == StoredPoint(point(3).point_id, "s", "e", "h", "t3")
+    assert stored[2] == StoredPoint(point(3).point_id, "s", "e", "h", text="t3")
 
 
 def test_an_upsert_replaces_the_point_of_the_same_id(filled: VectorIndex) -> None:
@@ -78,16 +79,15 @@ def test_a_payload_field_is_changed_on_one_document_only(filled: VectorIndex) ->
 
 def test_the_nearest_points_come_first(filled: VectorIndex) -> None:
     with filled.open(NAME) as points:
-        found = points.search(Query("", point(2).vector), 2)
+        found = points.candidates([Query(point(2).vector)], 2)[0].dense
     assert found[0].point_id == point(2).point_id
     assert found[0].score == pytest.approx(1, abs=1e-5)
-    assert found[0].payload["text"] == "t2"
     assert len(found) == 2
 
 
 def test_more_points_than_a_page_are_all_there(index: VectorIndex) -> None:
     """I16"""
-    index.create(NAME, 4)
+    index.create(NAME, SCHEMA)
     with index.open(NAME) as points:
         points.upsert([point(number, str(number)) for number in range(2500)])
         assert points.count() == 2500
@@ -99,7 +99,7 @@ def test_more_points_than_a_page_are_all_there(index: VectorIndex) -> None:
 def test_a_collection_is_never_created_over(filled: VectorIndex) -> None:
     """I13"""
     with pytest.raises(ConfigError, match="never created over"):
-        filled.create(NAME, 4)
+        filled.create(NAME, SCHEMA)
     assert ids(filled) == [1, 2, 3, 4]
 
 
@@ -109,15 +109,8 @@ def test_a_collection_that_is_not_there_is_not_built_yet(index: VectorIndex) -> 
         pass
 
 
-def test_no_interface_drops_a_collection() -> None:
-    """I13"""
-    for adapter in (VectorIndex, EdgeIndex, ServerIndex):
-        public = {name for name in dir(adapter) if not name.startswith("_")}
-        assert public <= {"exists", "create", "open", "at"}
-
-
 def test_the_embedded_index_survives_being_closed_and_opened_by_another_process(edge: EdgeIndex) -> None:
-    edge.create(NAME, 4)
+    edge.create(NAME, SCHEMA)
     with edge.open(NAME) as points:
         points.upsert([point(1)])
         points.flush()
@@ -132,7 +125,7 @@ def test_the_embedded_index_survives_being_closed_and_opened_by_another_process(
 
 
 def test_a_locked_embedded_index_says_what_to_do(edge: EdgeIndex) -> None:
-    edge.create(NAME, 4)
+    edge.create(NAME, SCHEMA)
     other = EdgeIndex(edge._folder, lock_seconds=0.1)
     said = r"Qdrant server \(QDRANT_URL\) for concurrent writers"
     with edge.open(NAME), pytest.raises(LockedError, match=said), other.open(NAME):
@@ -144,7 +137,7 @@ def test_a_locked_embedded_index_says_what_to_do(edge: EdgeIndex) -> None:
 def test_an_engine_lock_held_by_another_program_counts_too(edge: EdgeIndex) -> None:
     import qdrant_edge
 
-    edge.create(NAME, 4)
+    edge.create(NAME, SCHEMA)
     shard = qdrant_edge.EdgeShard.load(str(edge._folder / NAME))
     with pytest.raises(LockedError), edge.open(NAME):
         pass
@@ -152,7 +145,7 @@ def test_an_engine_lock_held_by_another_program_counts_too(edge: EdgeIndex) -> N
 
 
 def test_a_damaged_embedded_collection_is_an_error_and_not_an_empty_one(edge: EdgeIndex) -> None:
-    edge.create(NAME, 4)
+    edge.create(NAME, SCHEMA)
     (edge._folder / NAME / "edge_config.json").write_text("{")
     with pytest.raises(ArtifactError, match="cannot be opened"), edge.open(NAME):
         pass
