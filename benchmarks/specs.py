@@ -25,10 +25,12 @@ from pipelines.catalog import open_catalog
 from pipelines.corpus.chunking import chunk_document
 from pipelines.corpus.documents import Chunk
 from pipelines.corpus.edge import EdgeIndex
+from pipelines.corpus.pipeline import embedder_of
 from pipelines.corpus.search import search
+from pipelines.corpus.serving import serve_index
 from pipelines.corpus.settings import FolderSource, RetrievalSettings
 from pipelines.corpus.sources import open_source
-from pipelines.corpus.sync import SyncReport, embedder_of, serve_index, sync_source
+from pipelines.corpus.sync import SyncReport, sync_source
 from pipelines.environment import REPOSITORY
 from pipelines.fingerprint import write_json_atomically
 

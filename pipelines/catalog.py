@@ -6,11 +6,20 @@ This module owns the schema and the connection; queries live with the domain tha
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+
+from pipelines.errors import LockedError
+
+_POLL_SECONDS = 0.1
 
 metadata = sa.MetaData()
 
@@ -42,7 +51,12 @@ collections = sa.Table(
     sa.Column("collection", sa.String(128), primary_key=True),
     sa.Column("use_case", sa.String(64), nullable=False, index=True),
     sa.Column("pipeline", sa.JSON, nullable=False),  # what the fingerprint was taken of, to say what changed
+    sa.Column("retrieval", sa.JSON),  # the settings that asked for it: it is kept fresh and searched by these
     sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False, server_default="0"),  # counts the syncs that changed something
+    sa.Column("audited_revision", sa.Integer),  # the last that was found equal to the catalog
+    sa.Column("audited_at", UtcDateTime),  # when every single point was last compared
+    sa.Column("retired_at", UtcDateTime),  # since when another one answers instead
 )
 """Physical collections: one per use case and pipeline fingerprint (embedder, chunker, parser, schema)."""
 
@@ -52,6 +66,7 @@ served_collections = sa.Table(
     sa.Column("use_case", sa.String(64), primary_key=True),
     sa.Column("collection", sa.String(128), nullable=False),
     sa.Column("served_at", UtcDateTime, nullable=False),
+    sa.Column("pinned", sa.Boolean, nullable=False, server_default=sa.false()),  # switched back by hand: it stays
 )
 """Which collection answers questions."""
 
@@ -61,8 +76,61 @@ source_syncs = sa.Table(
     sa.Column("collection", sa.String(128), primary_key=True),
     sa.Column("source", sa.String(64), primary_key=True),
     sa.Column("synced_at", UtcDateTime, nullable=False),
+    sa.Column("state", sa.JSON),  # what the source asked to be handed back: watermarks, validators
 )
 """Completed syncs: a collection is served only when each declared source has one."""
+
+sync_lags = sa.Table(
+    "sync_lags",
+    metadata,
+    sa.Column("use_case", sa.String(64), primary_key=True),
+    sa.Column("source", sa.String(64), primary_key=True),
+    sa.Column("synced_at", UtcDateTime, primary_key=True),
+    sa.Column("p50", sa.Float, nullable=False),
+    sa.Column("p95", sa.Float, nullable=False),
+    sa.Column("max", sa.Float, nullable=False),
+    sa.Column("documents", sa.Integer, nullable=False),
+    sa.Column("ahead", sa.Integer, nullable=False),
+)
+"""Seconds from the source's change to being searchable, of each sync that found changes."""
+
+withheld_deletions = sa.Table(
+    "withheld_deletions",
+    metadata,
+    sa.Column("collection", sa.String(128), primary_key=True),
+    sa.Column("source", sa.String(64), primary_key=True),
+    sa.Column("document_id", sa.String(1024), primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("since", UtcDateTime, nullable=False),
+)
+"""Documents that a source no longer lists and that stay until somebody approves."""
+
+forgotten = sa.Table(
+    "forgotten",
+    metadata,
+    sa.Column("use_case", sa.String(64), primary_key=True),
+    sa.Column("source", sa.String(64), primary_key=True),
+    sa.Column("document_hash", sa.String(64), primary_key=True),  # of the id, which may itself be personal
+    sa.Column("forgotten_at", UtcDateTime, nullable=False),
+)
+"""Documents that were erased: a sync passes over them, whatever their source says."""
+
+retrieval_scores = sa.Table(
+    "retrieval_scores",
+    metadata,
+    sa.Column("use_case", sa.String(64), primary_key=True),
+    sa.Column("scored_at", UtcDateTime, primary_key=True),
+    sa.Column("collection", sa.String(128), primary_key=True),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("golden", sa.String(64), nullable=False),  # fingerprint of the questions
+    sa.Column("generated", sa.Boolean, nullable=False),
+    sa.Column("questions", sa.Integer, nullable=False),
+    sa.Column("k", sa.Integer, nullable=False),
+    sa.Column("recall", sa.Float, nullable=False),
+    sa.Column("mrr", sa.Float, nullable=False),
+    sa.Column("ndcg", sa.Float, nullable=False),
+)
+"""Golden questions over time."""
 
 documents = sa.Table(
     "documents",
@@ -146,7 +214,28 @@ def open_catalog(url: str) -> sa.Engine:
     if sqlite:
         sa.event.listen(engine, "connect", _prepare_sqlite)
     metadata.create_all(engine)
+    _add_missing_columns(engine)
     return engine
+
+
+def _add_missing_columns(engine: sa.Engine) -> None:
+    """A catalog of an earlier version gains what is new; every later column is optional or has a default."""
+    inspector = sa.inspect(engine)
+    missing = []
+    for table in metadata.sorted_tables:
+        held = {column["name"] for column in inspector.get_columns(table.name)}
+        missing += [(table.name, column) for column in table.columns if column.name not in held]
+    if missing:
+        from alembic.migration import MigrationContext
+        from alembic.operations import Operations
+
+        with engine.begin() as connection:
+            operations = Operations(MigrationContext.configure(connection))
+            for table_name, column in missing:
+                added = sa.Column(
+                    column.name, column.type, nullable=column.nullable, server_default=column.server_default
+                )
+                operations.add_column(table_name, added)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
@@ -155,6 +244,45 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.close()
+
+
+@contextmanager
+def exclusive(engine: sa.Engine, name: str, *, seconds: float) -> Iterator[None]:
+    """Hold the lock ``name`` among everybody who uses this catalog; it falls with the process that holds it.
+
+    Postgres holds it as a session's advisory lock, SQLite as a file beside the database.
+
+    Raises:
+        LockedError: somebody else has it for more than ``seconds``.
+    """
+    busy = LockedError(f"{name} is held by another run, for more than {seconds:g} s: it will be tried again")
+    if engine.dialect.name == "sqlite":
+        from filelock import FileLock, Timeout
+
+        database = engine.url.database
+        folder = Path(database).parent if database and database != ":memory:" else Path(tempfile.gettempdir())
+        lock = FileLock(folder / "locks" / hashlib.sha256(name.encode()).hexdigest()[:16])
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=seconds)
+        except Timeout as error:
+            raise busy from error
+        try:
+            yield
+        finally:
+            lock.release()
+        return
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        deadline = time.monotonic() + seconds
+        while not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(key))):
+            if time.monotonic() > deadline:
+                raise busy
+            time.sleep(_POLL_SECONDS)
+        try:
+            yield
+        finally:
+            connection.execute(sa.select(sa.func.pg_advisory_unlock(key)))
 
 
 def now() -> datetime:

@@ -3,11 +3,21 @@
 Concept: https://docs.dagster.io/guides/build/jobs
 """
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import dagster as dg
 
+from assets.corpus import sync_checks, sync_declared, sync_metadata
+from assets.failures import permanent_failures
+from pipelines.corpus.audit import audit_collection
+from pipelines.corpus.ledger import mark_writing
+from pipelines.corpus.pipeline import wanted_pipeline
+from pipelines.corpus.serving import switch_index
+from pipelines.corpus.settings import SourceSettings
+from pipelines.corpus.sync import SyncReport
 from pipelines.declaration import TRAINING_ASSETS, Declaration
+from pipelines.errors import ArtifactError, ConfigError
 from pipelines.release.registry import rollback
 from pipelines.stores import Stores
 
@@ -84,13 +94,156 @@ def rollback_job(declaration: Declaration) -> dg.JobDefinition:
         metadata: dict[str, Any] = {"version": version.version, "rolled_back": True, "dagster/uri": str(version.path)}
         context.log_event(dg.AssetMaterialization([use_case, "published_model"], metadata=metadata))
 
+    return _job(
+        declaration,
+        "rollback",
+        f"Serves an earlier published version of {use_case} again; deletes nothing.",
+        move_champion_back,
+    )
+
+
+class ApprovalConfig(dg.Config):
+    """Which withheld deletions may go ahead."""
+
+    source: str
+    """Name of the source."""
+    at_most: int
+    """Ceiling: where more documents are gone by now, nothing is deleted."""
+
+
+def approve_deletions_job(declaration: Declaration, folder: Path) -> dg.JobDefinition:
+    """Delete what a source no longer has, although it is a lot."""
+    use_case = declaration.name
+    sources = {source.name: source for source in declaration.sources}
+
+    @dg.op(name=f"{use_case}_delete_approved", out=dg.Out(dg.Nothing))
+    def delete_approved(
+        context: dg.OpExecutionContext, config: ApprovalConfig, stores: dg.ResourceParam[Stores]
+    ) -> None:
+        with permanent_failures():
+            source = sources.get(config.source)
+            if source is None or config.at_most < 1:
+                raise ConfigError(
+                    f"source {config.source!r}, at_most {config.at_most}: give one of {', '.join(sources)}, and how "
+                    "many documents may be deleted"
+                )
+        report = sync_declared(declaration, source, folder, stores, context.log, approve_deletions=config.at_most)
+        context.log.info(f"{report.deleted} documents deleted, {len(report.withheld)} still withheld")
+        _report_sync(context, declaration, source, report)
+        if report.withheld:
+            raise dg.Failure(f"{report.withheld_reason}: nothing was deleted", allow_retries=False)
+
+    return _job(
+        declaration,
+        "approve_deletions",
+        "Deletes from the index what a source no longer has, where the deletion guard withheld it, up to a ceiling.",
+        delete_approved,
+    )
+
+
+class SwitchConfig(dg.Config):
+    """Which index answers from now on."""
+
+    collection: str | None = None
+    """Name of a collection; left out, the one that answered before."""
+
+
+def switch_index_job(declaration: Declaration) -> dg.JobDefinition:
+    """Let an earlier index answer again, or go on to the one that the settings ask for."""
+    use_case = declaration.name
+
+    @dg.op(name=f"{use_case}_move_index_pointer", out=dg.Out(dg.Nothing))
+    def move_index_pointer(
+        context: dg.OpExecutionContext, config: SwitchConfig, stores: dg.ResourceParam[Stores]
+    ) -> None:
+        with permanent_failures():
+            collection = switch_index(
+                use_case=use_case,
+                retrieval=declaration.retrieval,
+                catalog=stores.catalog,
+                index=stores.index,
+                collection=config.collection,
+            )
+        context.log.info(f"{use_case} serves {collection}")
+        metadata: dict[str, Any] = {"collection": collection, "switched_by_hand": True}
+        context.log_event(dg.AssetMaterialization([use_case, "document_index"], metadata=metadata))
+
+    return _job(
+        declaration,
+        "switch_index",
+        "Serves the index that answered before, or a named one; it stays until this is run for another.",
+        move_index_pointer,
+    )
+
+
+class AuditConfig(dg.Config):
+    """How thorough, and whether to mend."""
+
+    mode: Literal["full", "sampled"] = "full"
+    """full compares every point with its text; sampled the counts, 200 documents and what is new."""
+    repair: bool = False
+    """Whether to write the documents anew in which index and catalog differ."""
+
+
+def audit_index_job(declaration: Declaration, folder: Path) -> dg.JobDefinition:
+    """Compare index and catalog, and mend the index where that is asked for."""
+    use_case = declaration.name
+    names = [source.name for source in declaration.sources]
+
+    @dg.op(name=f"{use_case}_compare_index", out=dg.Out(dg.Nothing))
+    def compare_index(context: dg.OpExecutionContext, config: AuditConfig, stores: dg.ResourceParam[Stores]) -> None:
+        with permanent_failures():
+            collection = wanted_pipeline(use_case, declaration.retrieval).collection
+            audit, documents = audit_collection(
+                collection, declared=names, catalog=stores.catalog, index=stores.index, mode=config.mode
+            )
+        context.log.info(str(audit))
+        if documents and config.repair:
+            mark_writing(collection, documents, stores.catalog)
+            for source in declaration.sources:
+                report = sync_declared(declaration, source, folder, stores, context.log)
+                _report_sync(context, declaration, source, report)
+            audit, _ = audit_collection(collection, declared=names, catalog=stores.catalog, index=stores.index)
+            context.log.info(f"after the repair: {audit}")
+        with permanent_failures():
+            if not audit.clean:
+                raise ArtifactError(f"{audit}. Run this job with repair: true")
+
+    return _job(
+        declaration,
+        "audit_index",
+        "Compares every point of the index with the catalog; with repair, writes anew what differs.",
+        compare_index,
+    )
+
+
+def _report_sync(
+    context: dg.OpExecutionContext, declaration: Declaration, source: SourceSettings, report: SyncReport
+) -> None:
+    context.log_event(dg.AssetMaterialization([declaration.name, source.name], metadata=sync_metadata(report)))
+    for check in sync_checks(declaration, source, report):
+        context.instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                asset_key=dg.AssetKey([declaration.name, source.name]),
+                check_name=str(check.check_name),
+                passed=check.passed,
+                severity=check.severity,
+                description=check.description,
+                metadata=check.metadata,
+            )
+        )
+
+
+def _job(declaration: Declaration, name: str, description: str, op: dg.OpDefinition) -> dg.JobDefinition:
+    """A job of one step that people start by hand."""
+
     @dg.job(
-        name=f"{use_case}_rollback",
-        description=f"Serves an earlier published version of {use_case} again; deletes nothing.",
-        tags={USE_CASE_TAG: use_case},
+        name=f"{declaration.name}_{name}",
+        description=description,
+        tags={USE_CASE_TAG: declaration.name},
         executor_def=dg.in_process_executor,
     )
     def job() -> None:
-        move_champion_back()
+        op()
 
     return job

@@ -15,7 +15,15 @@ from assets.labels import labelled_examples_asset, training_set_asset
 from assets.release import evaluation_report_asset, gguf_model_asset, parity_check, published_model_asset
 from pipelines.declaration import Declaration
 from pipelines.environment import Environment
-from pipelines.jobs import labels_job, refresh_job, retrain_job, rollback_job
+from pipelines.jobs import (
+    approve_deletions_job,
+    audit_index_job,
+    labels_job,
+    refresh_job,
+    retrain_job,
+    rollback_job,
+    switch_index_job,
+)
 from pipelines.schedules import labels_schedule, source_schedules
 from sensors.retraining import retraining_sensor
 
@@ -49,9 +57,10 @@ class UseCase(Declaration, dg.Component, dg.Resolvable):
         if self.sources:
             refresh = refresh_job(self)
             assets += [source_asset(self, source, context.path) for source in self.sources]
-            assets.append(document_index_asset(self))
+            assets.append(document_index_asset(self, context.path))
             checks.append(index_check(self))
-            jobs.append(refresh)
+            jobs += [refresh, approve_deletions_job(self, context.path), switch_index_job(self)]
+            jobs.append(audit_index_job(self, context.path))
             schedules += source_schedules(self, refresh, running=running)
         if self.labels is not None:
             labels = labels_job(self)

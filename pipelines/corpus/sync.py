@@ -88,7 +88,7 @@ class SyncReport:
     """Chunks written with a vector that was there already."""
     points_deleted: int
     lag: Lag | None
-    """From the source's change to being searchable, over the documents that were new or changed after the first sync."""
+    """From the source's change to being searchable, of the documents that were new or changed after the first sync."""
     seconds: float
     seconds_by_phase: Mapping[str, float]
     """list, parse (reading and cutting), embed, write (index and catalog); the last three overlap."""
@@ -274,21 +274,22 @@ class _Run:
             if held[document_id].content_hash:
                 self._gone[held[document_id].content_hash].append(document_id)
         self._spare: dict[str, Vectors] = {}  # of texts just taken out or written: a later batch may have them
+        self._writing: Future[None] | None = None
         self._reusable = _same_embedder(target)
 
     def apply(self, batch_chunks: int, progress: Callable[[str], None], between_batches: Callable[[], None]) -> None:
         """Read, embed and write what changed; unreadable documents hold nothing up."""
-        writing: Future[None] | None = None
+        if not self._plan.read:
+            return
         batch: list[_Wanted] = []
         touched: list[_Wanted] = []
         size, full, done, started = 0, min(_FIRST_BATCH, batch_chunks), 0, time.monotonic()
 
         with ThreadPoolExecutor(1, "write") as writer, _ahead(self._read(), _AHEAD) as documents:
 
-            def submit(write: Callable[[Sequence[_Wanted]], None], documents: Sequence[_Wanted]) -> Future[None]:
-                if writing is not None:
-                    writing.result()  # its error, if it had one, and never more than one batch waiting
-                return writer.submit(write, documents)
+            def submit(write: Callable[[Sequence[_Wanted]], None], documents: Sequence[_Wanted]) -> None:
+                self._wait()  # never more than one batch waiting
+                self._writing = writer.submit(write, documents)
 
             for wanted in documents:
                 done += 1
@@ -297,28 +298,34 @@ class _Run:
                 elif wanted.unchanged:
                     touched.append(replace(wanted, document=replace(wanted.document, sections=())))
                     if len(touched) >= SQL_VALUES:
-                        writing, touched = submit(self._refresh, touched), []
+                        submit(self._refresh, touched)
+                        touched = []
                 else:
                     self._count(wanted)
                     batch.append(wanted)
                     size += len(wanted.chunks) or 1
                 if size >= full:
                     vectors = self._embed(batch)
-                    writing = submit(partial(self._write, vectors), batch)
+                    submit(partial(self._write, vectors), batch)
                     rate = self._counts["written"] / max(time.monotonic() - started, 1e-6)
                     progress(
                         f"{self._target.source}: {done} of {len(self._plan.read)} documents read, "
-                        f"{self._counts['written']} chunks, {self._counts['embedded']} of them embedded, {rate:.0f} a second"
+                        f"{self._counts['written']} chunks, {self._counts['embedded']} embedded, {rate:.0f} a second"
                     )
                     batch, size, full = [], 0, min(full * 2, batch_chunks)
                     between_batches()
             if batch:
-                writing = submit(partial(self._write, self._embed(batch)), batch)
+                submit(partial(self._write, self._embed(batch)), batch)
             if touched:
-                writing = submit(self._refresh, touched)
-            if writing is not None:
-                writing.result()
+                submit(self._refresh, touched)
+            self._wait()
         self._record_failures()
+
+    def _wait(self) -> None:
+        """Until the batch before is written; its error is raised here."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
 
     def delete(self, listed: int, partial_reason: str | None, approved: int) -> tuple[tuple[str, ...], str | None]:
         """Take out what the source no longer has, or as much of it as may go unasked; what stays, and why."""
@@ -432,7 +439,8 @@ class _Run:
     def _known_vectors(self, batch: Sequence[_Wanted], hashes: Collection[str]) -> dict[str, Vectors]:
         """Of the same text in this collection, in another one of the same embedder, or just taken out or written."""
         target = self._target
-        known = {digest: self._spare[digest] for digest in hashes if digest in self._spare}
+        spare = self._spare
+        known = {digest: vector for digest in hashes if (vector := spare.get(digest)) is not None}
         # An id is made of its text, so a point that a crash left is as good as one that the catalog knows.
         half_written = [wanted for wanted in batch if wanted.document.document_id in self._held]
         of_ids = {chunk.chunk_id: chunk.text_hash for wanted in half_written for chunk in wanted.chunks}
@@ -445,6 +453,9 @@ class _Run:
             with target.index.open(collection) as points:
                 stored = points.vectors(list(found))
             known |= {found[chunk_id]: vector for chunk_id, vector in stored.items()}
+        if self._held and len(known) < len(hashes):  # the batch that is being written may be taking it out
+            self._wait()
+            known |= {digest: spare[digest] for digest in hashes if digest in spare}
         return known
 
     # --- write: in the writer's thread, or when it has ended
@@ -452,7 +463,6 @@ class _Run:
     def _write(self, vectors: Mapping[str, Vectors], batch: Sequence[_Wanted]) -> None:
         """Mark, upsert, delete what is old, flush, commit: in this order."""
         target = self._target
-        ids = [wanted.document.document_id for wanted in batch]
         with self._clock.phase("write"):
             self._mark(batch)
             indexed_at = schema.now()
@@ -466,11 +476,9 @@ class _Run:
                 for chunk in wanted.chunks
             ]
             keep = {point.point_id for point in points}
-            old = chunk_texts(
-                target.collection, target.source, [each for each in ids if each in self._held], target.catalog
-            )
+            rewritten = [each.document.document_id for each in batch if each.document.document_id in self._held]
+            old = chunk_texts(target.collection, target.source, rewritten, target.catalog)
             stale = {chunk_id: digest for chunk_id, digest in old.items() if chunk_id not in keep}
-            rewritten = [each for each in ids if each in self._held]
             with target.index.open(target.collection) as collection:
                 collection.upsert(points)
                 self._keep_vectors({stale[each]: vector for each, vector in collection.vectors(list(stale)).items()})

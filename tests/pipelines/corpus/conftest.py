@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from pipelines.corpus.audit import AuditReport, audit_collection
 from pipelines.corpus.edge import EdgeIndex
 from pipelines.corpus.embedding import Embedder, open_embedder
 from pipelines.corpus.index import VectorIndex
+from pipelines.corpus.pipeline import wanted_pipeline
 from pipelines.corpus.search import Hit, search
 from pipelines.corpus.server import ServerIndex
-from pipelines.corpus.settings import FolderSource, RetrievalSettings, TableSource
-from pipelines.corpus.sync import AuditReport, ServedIndex, SyncReport, audit_index, serve_index, sync_source
+from pipelines.corpus.serving import ServedIndex, serve_index
+from pipelines.corpus.settings import FolderSource, RetrievalSettings, SourceSettings
+from pipelines.corpus.sync import SyncReport, sync_source
 from pipelines.models import BUNDLED
 from tests.pipelines.corpus.hash_embedder import HashEmbedder
 
@@ -78,7 +81,7 @@ class Corpus:
     def source(self, name: str = "docs", **settings: Any) -> FolderSource:
         return FolderSource(name=name, type="folder", **{"url": str(self.folder), **settings})
 
-    def sync(self, source: FolderSource | TableSource | None = None, **options: Any) -> SyncReport:
+    def sync(self, source: SourceSettings | None = None, **options: Any) -> SyncReport:
         return sync_source(
             source or self.source(),
             base=self.folder,
@@ -86,9 +89,12 @@ class Corpus:
         )
 
     def audit(self, *sources: str) -> AuditReport:
-        return audit_index(
-            sources=sources or ("docs",), retrieval=self.retrieval, embedder=self.embedder, **self._stores
-        )
+        return audit_collection(
+            wanted_pipeline("test", self.retrieval, self.embedder).collection,
+            declared=sources or ("docs",),
+            catalog=self.catalog,
+            index=self.index,
+        )[0]
 
     def serve(self, *sources: str, **options: Any) -> ServedIndex:
         options = {"retrieval": self.retrieval, "embedder": self.embedder, **options}

@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 
 from pipelines.catalog import open_catalog
+from pipelines.corpus.audit import audit_collection
 from pipelines.corpus.edge import EdgeIndex
-from pipelines.corpus.sync import audit_index
 from pipelines.environment import REPOSITORY
-from tests.pipelines.corpus.crashing import RETRIEVAL, Crash, Steps, sync
-from tests.pipelines.corpus.hash_embedder import HashEmbedder
+from tests.pipelines.corpus.crashing import Crash, Steps, sync
 
 
 def section(name: str, number: int) -> str:
@@ -43,11 +42,10 @@ def state(home: Path) -> dict[str, Any]:
     """What is held, without the times."""
     catalog = open_catalog(f"sqlite:///{home / 'catalog.db'}")
     index = EdgeIndex(home / "index")
-    stores = {"use_case": "test", "retrieval": RETRIEVAL, "catalog": catalog, "index": index}
-    audit = audit_index(sources=["docs"], embedder=HashEmbedder(), **stores)
     with catalog.connect() as connection:
         documents = connection.exec_driver_sql("select document_id, state, content_hash, chunks from documents").all()
         [collection] = connection.exec_driver_sql("select collection from collections").scalars()
+    audit, _ = audit_collection(collection, declared=["docs"], catalog=catalog, index=index)
     catalog.dispose()
     with index.open(collection) as points:
         texts = {point.point_id: (point.document_id, point.text) for point in points.scan(with_text=True)}
@@ -153,7 +151,7 @@ def test_a_half_written_document_that_cannot_be_read_any_more_is_taken_out(tmp_p
     before(folder)
     sync(home, folder)
     (folder / "edited.md").write_text(section("edited", 9) + section("edited", 10))
-    steps = Steps(2)
+    steps = Steps(1)
     with pytest.raises(Crash):
         sync(home, folder, steps)
     assert steps.names[-1] == "in upsert"

@@ -1,0 +1,207 @@
+"""Index against catalog: counts, ids and hashes, of everything or of a sample."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+import sqlalchemy as sa
+
+from pipelines import catalog as schema
+from pipelines.corpus.index import StoredPoint, VectorIndex
+from pipelines.corpus.ledger import DocumentKey, chunk_count, mark_writing, pages, which
+from pipelines.errors import NotBuiltError
+from pipelines.fingerprint import text_hash
+
+Mode = Literal["full", "sampled"]
+
+SAMPLE = 200
+"""Documents of a sampled audit, drawn at random; what was written since the last audit is compared as well."""
+_MOST_RECENT = 2_000
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """How many there are, and the documents, as ``source/id``, where index and catalog differ."""
+
+    mode: Mode
+    documents: int
+    """In the catalog."""
+    points: int
+    """In the index."""
+    compared: int
+    """Documents whose points were compared one by one."""
+    missing: tuple[str, ...] = ()
+    """With chunks of which the index has no point."""
+    orphaned: tuple[str, ...] = ()
+    """With points that the catalog does not know, or of a source that is not declared."""
+    stale: tuple[str, ...] = ()
+    """With points of another version of their text, or with other text than was cut."""
+    duplicates: tuple[str, ...] = ()
+    """With a point that the index returned twice."""
+    unfinished: tuple[str, ...] = ()
+    """Left half written by a crash."""
+
+    @property
+    def clean(self) -> bool:
+        """Whether index and catalog agree."""
+        return not any(ids for _, ids in self._kinds)
+
+    @property
+    def _kinds(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        return (
+            ("missing", self.missing),
+            ("orphaned", self.orphaned),
+            ("stale", self.stale),
+            ("duplicate", self.duplicates),
+            ("unfinished", self.unfinished),
+        )
+
+    def __str__(self) -> str:
+        found = [
+            f"{len(ids)} {name} ({', '.join(ids[:_SHOWN])}{', …' if len(ids) > _SHOWN else ''})"
+            for name, ids in self._kinds
+            if ids
+        ]
+        compared = "" if self.mode == "full" else f", {self.compared} documents compared"
+        return f"{self.documents} documents, {self.points} points{compared}: {'; '.join(found) or 'clean'}"
+
+
+def audit_collection(
+    collection: str,
+    *,
+    catalog: sa.Engine,
+    index: VectorIndex,
+    declared: Collection[str] | None = None,
+    mode: Mode = "full",
+    since: datetime | None = None,
+) -> tuple[AuditReport, set[DocumentKey]]:
+    """Compare ``collection`` with the catalog; the report, and every document that it concerns.
+
+    Args:
+        collection: its name.
+        catalog: what should be there.
+        index: what is there.
+        declared: sources that may have points; None for all.
+        mode: every point with its text; or the counts, a sample, and what was written ``since``, and everything only
+            where the counts differ.
+        since: only of use to a sampled audit.
+
+    Raises:
+        NotBuiltError: there is no such collection.
+    """
+    if not index.exists(collection):
+        raise NotBuiltError(f"there is no collection {collection} yet: materialise the sources first")
+    if mode == "sampled":
+        return _sampled(collection, catalog, index, declared, since)
+    return _compare(collection, catalog, index, declared=declared)
+
+
+def mark_differences(collection: str, source: str, catalog: sa.Engine, index: VectorIndex) -> None:
+    """Where index and catalog do not even agree on a number, find the documents, so that they are written again."""
+    with index.open(collection) as points:
+        counted = points.count(source)
+    if counted != chunk_count(collection, catalog, source):
+        _, documents = _compare(collection, catalog, index, source=source)
+        mark_writing(collection, documents, catalog)
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What the catalog says of one document, or of one chunk's document."""
+
+    content_hash: str
+    state: str
+
+
+def _compare(
+    collection: str,
+    catalog: sa.Engine,
+    index: VectorIndex,
+    *,
+    source: str | None = None,
+    declared: Collection[str] | None = None,
+) -> tuple[AuditReport, set[DocumentKey]]:
+    documents, chunks = schema.documents.c, schema.chunks.c
+    of_documents = sa.select(documents.source, documents.document_id, documents.content_hash, documents.state)
+    of_documents = of_documents.where(documents.collection == collection)
+    of_chunks = sa.select(chunks.chunk_id, chunks.source, chunks.document_id, chunks.text_hash)
+    of_chunks = of_chunks.where(chunks.collection == collection)
+    if source is not None:
+        of_documents = of_documents.where(documents.source == source)
+        of_chunks = of_chunks.where(chunks.source == source)
+    with catalog.connect() as connection:
+        rows = {(row[0], row[1]): _Expected(row[2], row[3]) for row in connection.execute(of_documents)}
+        wanted = {row[0]: (row[1], row[2], row[3]) for row in connection.execute(of_chunks)}
+    wrong: dict[str, set[DocumentKey]] = defaultdict(set)
+    seen: set[str] = set()
+    with index.open(collection) as points:
+        for point in points.scan(source, with_text=True):
+            key = (point.source, point.document_id)
+            if point.point_id in seen:
+                wrong["duplicates"].add(key)
+            elif (declared is not None and point.source not in declared) or wanted.get(point.point_id, ())[:2] != key:
+                wrong["orphaned"].add(key)
+            elif _is_stale(point, rows.get(key), wanted[point.point_id][2]):
+                wrong["stale"].add(key)
+            seen.add(point.point_id)
+    wrong["missing"] = {key[:2] for chunk_id, key in wanted.items() if chunk_id not in seen}
+    wrong["unfinished"] = {key for key, row in rows.items() if row.state == "writing"}
+    return AuditReport("full", len(rows), len(seen), len(rows), **_named(wrong)), set().union(*wrong.values())
+
+
+def _sampled(
+    collection: str,
+    catalog: sa.Engine,
+    index: VectorIndex,
+    declared: Collection[str] | None,
+    since: datetime | None,
+) -> tuple[AuditReport, set[DocumentKey]]:
+    table, chunks = schema.documents, schema.chunks
+    here = table.c.collection == collection
+    columns = sa.select(table.c.source, table.c.document_id, table.c.content_hash, table.c.state)
+    with catalog.connect() as connection:
+        held = int(connection.scalar(sa.select(sa.func.count()).select_from(table).where(here)) or 0)
+        rows = list(connection.execute(columns.where(here).order_by(sa.func.random()).limit(SAMPLE)))
+        if since is not None:
+            recent = columns.where(here, table.c.indexed_at >= since).limit(_MOST_RECENT)
+            rows += list(connection.execute(recent))
+        rows += list(connection.execute(columns.where(here, table.c.state == "writing").limit(_MOST_RECENT)))
+        sources = set(connection.scalars(sa.select(table.c.source).where(here).distinct()))
+        expected = {(row[0], row[1]): _Expected(row[2], row[3]) for row in rows}
+        wanted: dict[str, tuple[DocumentKey, str]] = {}
+        for source in sources:
+            for page in pages([key[1] for key in expected if key[0] == source]):
+                query = sa.select(chunks.c.chunk_id, chunks.c.document_id, chunks.c.text_hash)
+                found = connection.execute(query.where(*which(chunks, collection, source, page)))
+                wanted |= {row[0]: ((source, row[1]), row[2]) for row in found}
+    wrong: dict[str, set[DocumentKey]] = defaultdict(set)
+    with index.open(collection) as points:
+        total = points.count()
+        counted = {source: points.count(source) for source in sources}
+        stored = points.fetch(list(wanted), with_text=True)
+    for chunk_id, (key, digest) in wanted.items():
+        point = stored.get(chunk_id)
+        if point is None:
+            wrong["missing"].add(key)
+        elif (point.source, point.document_id) != key or _is_stale(point, expected[key], digest):
+            wrong["stale"].add(key)
+    wrong["unfinished"] = {key for key, row in expected.items() if row.state == "writing"}
+    undeclared = declared is not None and not sources <= set(declared)
+    differing = any(count != chunk_count(collection, catalog, source) for source, count in counted.items())
+    if undeclared or differing or total != sum(counted.values()):  # a sample cannot say which documents
+        return _compare(collection, catalog, index, declared=declared)
+    report = AuditReport("sampled", held, total, len(expected), **_named(wrong))
+    return report, set().union(*wrong.values())
+
+
+def _is_stale(point: StoredPoint, expected: _Expected | None, digest: str) -> bool:
+    return expected is None or expected.content_hash != point.content_hash or text_hash(point.text or "") != digest
+
+
+def _named(wrong: dict[str, set[DocumentKey]]) -> dict[str, tuple[str, ...]]:
+    return {kind: tuple(sorted("/".join(key) for key in keys)) for kind, keys in wrong.items()}
