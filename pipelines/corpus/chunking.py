@@ -21,7 +21,7 @@ from pipelines.corpus.documents import Block, Chunk, Document, Section, chunk_id
 from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Tokenizer
 
 CHUNKER_VERSION = 1
 """Raised when the same document is cut differently: part of the pipeline fingerprint."""
@@ -55,7 +55,8 @@ class TokenCounter:
 
     def counts(self, texts: Sequence[str], *, special: bool = True) -> list[int]:
         """Tokens of each text, special tokens included unless told otherwise."""
-        return [len(each) for each in self._encode(texts, special=special)]
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)  # without offsets
+        return [len(each) for each in encodings]
 
     @cached_property
     def separators(self) -> tuple[int, int]:
@@ -65,12 +66,9 @@ class TokenCounter:
 
     def cuts(self, text: str, every: int) -> list[str]:
         """``text`` in pieces of about ``every`` tokens, cut between tokens."""
-        offsets = [start for start, _ in self._encode([text], special=False)[0].offsets]
+        offsets = [start for start, _ in self._tokenizer.encode(text, add_special_tokens=False).offsets]
         starts = sorted({0, *offsets[every::every]})
         return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
-
-    def _encode(self, texts: Sequence[str], *, special: bool) -> list[Encoding]:
-        return self._tokenizer.encode_batch(list(texts), add_special_tokens=special)
 
 
 @dataclass(frozen=True, slots=True)
