@@ -7,8 +7,8 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime, time
-from itertools import product
+from datetime import date, datetime, time
+from itertools import chain, pairwise, product, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from pipelines.corpus.parsing.markup import parse_soup
@@ -315,38 +315,41 @@ def _sheets(data: bytes) -> Iterator[tuple[str, Iterable[Sequence[Any]]]]:
 
 
 def _tables(rows: Iterable[Sequence[Any]]) -> Iterator[tuple[bool, str]]:
-    """(follows a row of its table, text) of each row; empty rows part tables."""
+    """(follows a row of its table, text) of each row; empty rows part tables, each may have a title and a header."""
     header: list[str] = []
-    lines = iter(rows)
-    line, named, tight = next(lines, None), False, False
-    while line is not None:
-        below = next(lines, None)
+    tight = begun = False
+    for line, below in pairwise(chain(rows, [()])):
         texts = [_cell(value) for value in line]
-        if not any(texts):
-            tight = False
-        elif not tight and _is_header(line, below, first=not named):
-            header, named, tight = texts, True, False
-            if not any(map(_cell, below or ())):
-                yield False, " | ".join(filter(None, texts))
-            else:
-                line, below, texts = below, next(lines, None), [_cell(value) for value in below or ()]
-                yield False, row(header, texts)
-                tight = True
+        filled = [text for text in texts if text]
+        if not filled:
+            tight = begun = False
+            continue
+        if not begun and len(filled) > 1 and _is_header(line, below, first=not header):
+            header, begun = texts, True
+            if any(map(_cell, below)):
+                continue
+            yield tight, " | ".join(filled)
+        elif not begun and len(filled) == 1:
+            yield tight, filled[0]
         else:
-            yield tight, row(header if named else [], texts)
-            tight = True
-        line = below
+            begun = True
+            yield tight, row(header, texts)
+        tight = True
 
 
-def _is_header(line: Sequence[Any], below: Sequence[Any] | None, *, first: bool) -> bool:
-    """Several texts and nothing else; for a later table also something else than text below them."""
-    texts = [value for value in line if value is not None]
-    if len(texts) < 2 or not all(isinstance(value, str) for value in texts):
+def _is_header(line: Sequence[Any], below: Sequence[Any], *, first: bool) -> bool:
+    """Texts and years only; for a later table also with something else than text below one of its texts."""
+    pairs = list(zip_longest(line, below[: len(line)]))
+    if line[0] is not None and not any(isinstance(value, str) for value in line):
         return False
-    return first or any(
-        isinstance(value, str) and under is not None and not isinstance(under, str)
-        for value, under in zip(line, below or (), strict=False)
-    )
+    for value, under in pairs:
+        if not (value is None or isinstance(value, str) or (_is_period(value) and not _is_period(under))):
+            return False
+    return first or any(isinstance(value, str) and not isinstance(under, str | None) for value, under in pairs)
+
+
+def _is_period(value: Any) -> bool:
+    return isinstance(value, date) or (isinstance(value, int) and not isinstance(value, bool) and 1900 <= value <= 2100)
 
 
 def _cell(value: Any) -> str:

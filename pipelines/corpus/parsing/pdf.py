@@ -24,6 +24,7 @@ _TAIL = 2048  # bytes within which the end is marked
 _LARGER = 1.12  # letters this much larger than the text's are a heading's
 _LONGEST_HEADING = 200
 _RUNNING = 3  # pages that have a line at the same place, for it to be a header or footer
+_MARGIN = 0.08  # of a page's height: where these stand
 _GAP = 1.25  # lines this much farther apart than usual are of two paragraphs
 
 
@@ -34,6 +35,11 @@ class _Line:
     """Height of its letters, in points."""
     y: float
     """Distance of its base from the bottom of the page, in points."""
+    marginal: bool
+    """It stands where headers and footers do."""
+
+
+_Bookmarks = dict[int, list[tuple[int, set[str]]]]
 
 
 def parse_pdf(data: bytes) -> Parsed:
@@ -60,8 +66,8 @@ def parse_pdf(data: bytes) -> Parsed:
         pages, scanned = _pages(document)
         bookmarks = _bookmarks(document)
         stated = document.get_metadata_dict()
-    pages = _without_running_lines(pages)
     body = _body(pages)
+    pages = _without_running_lines(pages, body, bookmarks)
     outline = Outline(sane_title(stated["Title"]) or next((_largest(lines, body) for lines in pages if lines), None))
     _walk(pages, bookmarks, {} if bookmarks else _levels(pages, body), outline)
     metadata = facts(
@@ -102,7 +108,7 @@ def _lines(page: PdfPage) -> Iterator[_Line]:
     textpage = page.get_textpage()
     text = textpage.get_text_range()
     matrix, x, y = raw.FS_MATRIX(), ctypes.c_double(), ctypes.c_double()
-    position = 0
+    height, position = page.get_height(), 0
     for line in text.split("\r\n"):
         visible = position + len(line) - len(line.lstrip())
         if line.strip():
@@ -110,14 +116,15 @@ def _lines(page: PdfPage) -> Iterator[_Line]:
             raw.FPDFText_GetCharOrigin(textpage, at, x, y)
             scale = (matrix.b**2 + matrix.d**2) ** 0.5 if raw.FPDFText_GetMatrix(textpage, at, matrix) else 1.0
             size = raw.FPDFText_GetFontSize(textpage, at) * scale
-            yield _Line(line.strip(), round(size, 1), y.value)
+            marginal = not _MARGIN * height < y.value < (1 - _MARGIN) * height
+            yield _Line(line.strip(), round(size, 1), y.value, marginal)
         position += len(line) + 2
     textpage.close()
 
 
-def _bookmarks(document: PdfDocument) -> dict[int, list[tuple[int, set[str]]]]:
+def _bookmarks(document: PdfDocument) -> _Bookmarks:
     """(level, keys) of the bookmarks to each page."""
-    found: dict[int, list[tuple[int, set[str]]]] = {}
+    found: _Bookmarks = {}
     for bookmark in document.get_toc():
         target = bookmark.get_dest()
         page, keys = target and target.get_index(), _keys(bookmark.get_title())
@@ -132,26 +139,40 @@ def _keys(text: str) -> set[str]:
     return {key for key in (re.sub(r"[\W_]", "", each).casefold() for each in (text, bare)) if key}
 
 
-def _without_running_lines(pages: Sequence[Sequence[_Line]]) -> list[list[_Line]]:
-    """Without the headers and footers that stand at the same place of three pages or more, but for their first."""
-    ends = [{_place(line) for line in (*lines[:2], *lines[-2:])} for lines in pages]
-    often = Counter(place for places in ends for place in places)
-    seen: set[str] = {"#"}  # a page's number says nothing on the first one either
+def _without_running_lines(pages: Sequence[Sequence[_Line]], body: float, bookmarks: _Bookmarks) -> list[list[_Line]]:
+    """Without headers and footers, but for their first: equal but for the page's number, three times at one place."""
+    places = [
+        {
+            at: _place(line, number)
+            for at, line in enumerate(lines)
+            if line.marginal
+            and line.size < body * _LARGER
+            and not any(keys & _keys(line.text) for _, keys in bookmarks.get(number, ()))
+        }
+        for number, lines in enumerate(pages)
+    ]
+    often = Counter(place for found in places for place in set(found.values()))
+    seen: set[str] = {"#"}  # a bare page number says nothing on the first page either
     kept: list[list[_Line]] = []
-    for lines in pages:
+    for lines, found in zip(pages, places, strict=True):
         kept.append([])
-        for position, line in enumerate(lines):
-            shape, _ = place = _place(line)
-            if often[place] < _RUNNING or 2 <= position < len(lines) - 2:
+        for at, line in enumerate(lines):
+            place = found.get(at)
+            if place is None or often[place] < _RUNNING or place[0] not in seen:
                 kept[-1].append(line)
-            elif shape not in seen:
-                seen.add(shape)
-                kept[-1].append(line)
+            if place is not None and often[place] >= _RUNNING:
+                seen.add(place[0])
     return kept
 
 
-def _place(line: _Line) -> tuple[str, int]:
-    return re.sub(r"\d+|\b[ivxl]+\b", "#", collapse(line.text)), round(line.y)
+def _place(line: _Line, page: int) -> tuple[str, int, int]:
+    """What a running line has in common from page to page: text, distance of its number to the page's, and place."""
+    text = collapse(line.text)
+    numbers = list(re.finditer(r"(?<![\d.,-])\d{1,5}(?![\d.,-])", text))
+    if not numbers:
+        return text, 0, round(line.y)
+    last = numbers[-1]
+    return f"{text[: last.start()]}#{text[last.end() :]}", int(last[0]) - page, round(line.y)
 
 
 def _largest(lines: Sequence[_Line], body: float) -> str | None:
@@ -164,7 +185,7 @@ def _largest(lines: Sequence[_Line], body: float) -> str | None:
 
 def _walk(
     pages: Sequence[Sequence[_Line]],
-    bookmarks: dict[int, list[tuple[int, set[str]]]],
+    bookmarks: _Bookmarks,
     levels: dict[float, int],
     outline: Outline,
 ) -> None:
