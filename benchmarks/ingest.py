@@ -103,13 +103,13 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(corpus, given.peers_python, Path(scratch))
-        for repeat in range(1 if given.quick else given.repeats):
-            for name in contenders[repeat % len(contenders) :] + contenders[: repeat % len(contenders)]:
-                bench.measure(name, repeat)
-        for name in contenders:
-            if name in bench.runs and not (given.quick and name != OURS):
-                bench.kill(name)
-    memory = [memory_of(documents) for documents in (QUICK_DOCUMENTS if given.quick else DOCUMENTS)]
+        repeats = 1 if given.quick else given.repeats
+        for repeat in range(repeats):
+            first = repeat % len(contenders)
+            for name in contenders[first:] + contenders[:first]:
+                bench.measure(name, repeat, kill=repeat == repeats - 1 and (name == OURS or not given.quick))
+    sizes = QUICK_DOCUMENTS if given.quick else DOCUMENTS
+    memory = [memory_of(documents) for documents in sizes] if OURS in contenders else []
     rows = [bench.row(name) for name in contenders]
     report(
         "ingest",
@@ -135,18 +135,16 @@ class Bench:
     runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     killed: dict[str, dict[str, Any]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    """Why a peer was not measured: not installed, or it failed."""
 
-    def measure(self, name: str, repeat: int) -> None:
-        """One run through all steps, in new stores."""
+    def measure(self, name: str, repeat: int, *, kill: bool) -> None:
+        """One run through all steps, in new stores; then, if so wanted, one that is killed."""
         if name in self.missing:
             return
-        documents, state = self.scratch / "documents", self.scratch / "state"
-        shutil.rmtree(state, ignore_errors=True)
-        self.corpus.put(documents)
         try:
             with self._process(name) as process:
                 run: dict[str, Any] = {"load": process.call("load")}
-                process.call("use", state=str(state), documents=str(documents))
+                documents = self._use_new_stores(process)
                 for step in STEPS:
                     if step == "one_percent":
                         self.corpus.change(documents)
@@ -154,36 +152,41 @@ class Bench:
                     run[f"{step}_store"] = process.call("compare")
                     if step == "initial" and name == OURS:
                         run["bare"] = process.call("bare")
-        except MissingError as error:
-            self.missing[name] = str(error)
-            print(f"{name}: missing, {error} in {self.peers_python}", flush=True)
-            return
-        self.runs.setdefault(name, []).append(run)
-        print(
-            f"{name} {repeat + 1}: " + ", ".join(f"{step} {run[step]['seconds']:.2f} s" for step in STEPS), flush=True
-        )
+                self.runs.setdefault(name, []).append(run)
+                seconds = ", ".join(f"{step} {run[step]['seconds']:.2f} s" for step in STEPS)
+                print(f"{name} {repeat + 1}: {seconds}", flush=True)
+                if kill:
+                    self._kill(name, process)
+        except (MissingError, RuntimeError) as error:
+            if name == OURS:
+                raise
+            kind = "missing" if isinstance(error, MissingError) else "failed"
+            self.missing[name] = f"{kind}: {str(error).splitlines()[0]}"
+            print(f"{name} {kind} in {self.peers_python}: {error}", flush=True)
 
-    def kill(self, name: str) -> None:
+    def _kill(self, name: str, process: Process) -> None:
         """Kill it in the middle of an initial ingest, let a new process finish, and look at the store."""
+        documents = self._use_new_stores(process)
+        half = self.seconds(name, "initial") / 2
+        before = process.kill_during("sync", half)
+        with self._process(name) as another:
+            another.call("load")
+            another.call("use", state=str(self.scratch / "state"), documents=str(documents))
+            self.killed[name] = {"before": before, **another.call("sync"), **another.call("compare")}
+        print(f"{name} killed after {half:.1f} s: {self.killed[name]}", flush=True)
+
+    def _use_new_stores(self, process: Process) -> Path:
+        """The folder of documents, in its first version."""
         documents, state = self.scratch / "documents", self.scratch / "state"
         shutil.rmtree(state, ignore_errors=True)
         self.corpus.put(documents)
-        half = statistics.median(run["initial"]["seconds"] for run in self.runs[name]) / 2
-        with self._process(name) as process:
-            process.call("load")
-            process.call("use", state=str(state), documents=str(documents))
-            before = process.kill_during("sync", half)
-        with self._process(name) as process:
-            process.call("load")
-            process.call("use", state=str(state), documents=str(documents))
-            again = process.call("sync")
-            self.killed[name] = {"before": before, **again, **process.call("compare")}
-        print(f"{name} killed after {half:.1f} s: {self.killed[name]}", flush=True)
+        process.call("use", state=str(state), documents=str(documents))
+        return documents
 
     def row(self, name: str) -> dict[str, Any]:
         """What the report tells about one contender."""
         if name in self.missing:
-            return {"contender": name, "note": f"missing: {self.missing[name]}"}
+            return {"contender": name, "note": self.missing[name]}
         runs, killed = self.runs[name], self.killed.get(name, {})
         last = runs[-1]
         store = last["one_percent_store"]
@@ -207,7 +210,7 @@ class Bench:
         }
 
     def seconds(self, name: str, step: str, what: str = "seconds") -> float:
-        return statistics.median(run[step][what] for run in self.runs[name])
+        return float(statistics.median(run[step][what] for run in self.runs[name]))
 
     def _process(self, name: str) -> Process:
         python = sys.executable if name == OURS else self.peers_python
@@ -228,11 +231,13 @@ def figures(rows: list[dict[str, Any]], bench: Bench, memory: list[dict[str, Any
         )
         found["embedded_per_changed_chunk"] = ours["embedded"] / max(1, ours["changed_chunks"])
         for what in ("stale", "missing", "duplicates"):
-            found[what] = ours[what] + ours[f"killed_{what}"]
-    small, large = memory
-    found["memory_growth"] = large["peak_mib"] / small["peak_mib"]
-    above = [max(1.0, each["peak_mib"] - each["before_mib"]) for each in memory]
-    found["memory_growth_above_start"] = above[1] / above[0]
+            stores = [run[f"{step}_store"] for run in bench.runs[OURS] for step in STEPS]
+            found[what] = sum(store[what] for store in (*stores, bench.killed[OURS]))
+    if memory:
+        small, large = memory
+        found["memory_growth"] = large["peak_mib"] / small["peak_mib"]
+        above = [max(1.0, each["peak_mib"] - each["before_mib"]) for each in memory]
+        found["memory_growth_above_start"] = above[1] / above[0]
     return found
 
 

@@ -1,6 +1,7 @@
 """Real commits, one by one, with a refresh after each: is the index then exactly what a build from scratch would be?
 
-    python -m benchmarks.replay [--data FOLDER] [--only NAME] [--embedder hash] [--every N] [--json FILE] [--quick]
+    python -m benchmarks.replay [--data FOLDER] [--only NAME] [--embedder hash] [--every N] [--commits N]
+                                [--json FILE] [--quick]
 
 ``FOLDER`` holds ``specs-endoflife/commit_stream`` and ``handbook-18f/commit_stream``: the files before the first
 commit (``base.jsonl``) and what each commit added, changed or deleted (``stream.jsonl``). A commit counts as clean when
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--only", choices=STREAMS, help="only this stream")
     parser.add_argument("--embedder", choices=("default", "hash"), help="default: a use case's; hash with --quick")
     parser.add_argument("--every", type=int, default=25, help="commits between builds from scratch")
+    parser.add_argument("--commits", type=int, help="only so many")
     parser.add_argument("--json", type=Path, help="write rows and figures to this file")
     parser.add_argument("--quick", action="store_true", help=f"the first {QUICK_COMMITS} commits: does it run?")
     given = parser.parse_args()
@@ -73,7 +75,9 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as scratch:
             replay = Replay(name, stream, Path(scratch), retrieval, embedder)
-            commits[name] = replay.run(most=QUICK_COMMITS if given.quick else None, every=given.every)
+            commits[name] = replay.run(
+                most=given.commits or (QUICK_COMMITS if given.quick else None), every=given.every
+            )
         rows.append(replay.row(commits[name]))
     report(
         "replay",

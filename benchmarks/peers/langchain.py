@@ -66,7 +66,8 @@ class LangChain(Contender):
         while True:
             records, offset = self.client.scroll(COLLECTION, limit=1000, offset=offset)
             for record in records:
-                yield record.payload["metadata"]["source"], record.payload["page_content"]
+                payload = record.payload or {}
+                yield payload["metadata"]["source"], payload["page_content"]
             if offset is None:
                 return
 

@@ -1,0 +1,58 @@
+"""The benchmarks of the retrieval loop run, and what they count is counted right."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.peers.contender import differences
+from tests.conftest import shared_data
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def run(benchmark: str, json_file: Path, *options: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", f"benchmarks.{benchmark}", "--quick", "--json", str(json_file), *options]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(json_file.read_text(encoding="utf-8"))
+
+
+def test_stale_missing_and_duplicate_points_are_told_apart() -> None:
+    wanted = [("a.md", "one"), ("a.md", "two"), ("a.md", "two"), ("b.md", "three")]
+    held = [("a.md", "one"), ("a.md", "one"), ("a.md", "two"), ("b.md", "three before")]
+    assert differences(held, wanted) == {"points": 4, "stale": 1, "missing": 1, "duplicates": 1}
+    assert differences(wanted, wanted) == {"points": 4, "stale": 0, "missing": 0, "duplicates": 0}
+
+
+@pytest.mark.slow
+def test_the_ingest_benchmark_measures_ours_and_reports_a_peer_that_is_not_installed(tmp_path: Path) -> None:
+    data = shared_data("specs-endoflife")
+    result = run("ingest", tmp_path / "ingest.json", "--data", str(data), "--only", "freshet", "--only", "llamaindex")
+    figures, rows = result["figures"], {row["contender"]: row for row in result["rows"]}
+    assert (figures["stale"], figures["missing"], figures["duplicates"]) == (0, 0, 0)
+    assert 0 < figures["embedded_per_changed_chunk"] <= 1
+    assert figures["encoder_share"] > 0
+    assert figures["memory_growth"] > 0
+    assert rows["freshet"]["unchanged_embedded"] == 0
+    if find_spec("llama_index") is None:
+        assert figures["peers_missing"] == 1
+        assert "llama_index" in rows["llamaindex"]["note"]
+        assert "initial_vs_fastest_peer" not in figures
+    else:
+        assert figures["initial_vs_fastest_peer"] > 0
+
+
+def test_replayed_commits_leave_the_index_as_a_build_from_scratch_would(tmp_path: Path) -> None:
+    data = shared_data("handbook-18f").parent
+    result = run(
+        "replay", tmp_path / "replay.json", "--data", str(data), "--only", "handbook", "--commits", "4", "--every", "2"
+    )
+    assert result["figures"]["handbook_commits_clean"] == 4, result["commits"]
+    assert 0 < result["figures"]["embedded_per_changed_chunk"] <= 1
