@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
+from pipelines.corpus.filters import Filters, parsed_filters
 from pipelines.corpus.search import Hit, checked_limit, search
+from pipelines.corpus.settings import Mode
 from pipelines.declaration import declared, load_declaration
 from pipelines.environment import Environment
 from pipelines.errors import ConfigError, FreshetError, NotBuiltError
@@ -31,18 +33,39 @@ class Classification:
     """GGUF file that answered."""
 
 
-def ask(use_case: str, question: str, *, top_k: int | None = None, environment: Environment | None = None) -> list[Hit]:
+def ask(
+    use_case: str,
+    question: str,
+    *,
+    top_k: int | None = None,
+    filters: Filters | None = None,
+    principals: Sequence[str] | None = None,
+    neighbours: int = 0,
+    mode: Mode | None = None,
+    environment: Environment | None = None,
+) -> list[Hit]:
     """The chunks of the served index that answer ``question`` best, best first.
 
+    Args:
+        use_case: whose index.
+        question: in words.
+        top_k: most hits; default: as the use case says.
+        filters: what the documents' metadata must be: ``{"product": ["pump", "tank"], "year": {"gte": 2025}}``.
+        principals: groups and names of the one who asks, for access rules.
+        neighbours: so many chunks before and after each hit come with it.
+        mode: hybrid, dense or words; default: as the use case says.
+        environment: where the stores are.
+
     Raises:
-        ConfigError: no such use case, an empty question, or a ``top_k`` out of range.
+        ConfigError: no such use case, an empty question, a number out of range, or a filter that cannot be.
         NotBuiltError: the index is not built yet; nothing is created then.
     """
     declaration = load_declaration(use_case)
     if not declaration.sources:
         raise ConfigError(f"use case {use_case!r} declares no sources, so there is nothing to search")
     environment = environment or Environment()
-    limit = checked_limit(question, declaration.retrieval.top_k if top_k is None else top_k)
+    retrieval = declaration.retrieval.model_copy(update={} if mode is None else {"mode": mode})
+    limit = checked_limit(question, retrieval.top_k if top_k is None else top_k)
     if environment.database_url is None and not environment.catalog_file.exists():  # asking makes nothing
         raise NotBuiltError(f"{use_case} serves no index yet: run the job {use_case}_refresh first")
     stores = Stores(environment)
@@ -50,10 +73,13 @@ def ask(use_case: str, question: str, *, top_k: int | None = None, environment: 
         return search(
             question,
             use_case=use_case,
-            retrieval=declaration.retrieval,
+            retrieval=retrieval,
             catalog=stores.catalog,
             index=stores.index,
             top_k=limit,
+            filters=filters,
+            principals=principals,
+            neighbours=neighbours,
         )
     finally:
         stores.close()
@@ -96,6 +122,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("question", nargs="?", help="what to look up in the index")
     parser.add_argument("--classify", metavar="TEXT", help="classify TEXT with the published model instead")
     parser.add_argument("--top-k", type=int, metavar="N", help="how many chunks to return (1 to 100)")
+    parser.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="only documents with this metadata, also FIELD>=VALUE, >, <=, <; repeat for alternatives and other fields",
+    )
+    parser.add_argument(
+        "--principal", action="append", default=[], metavar="NAME", help="group or user who asks; repeat for several"
+    )
+    parser.add_argument(
+        "--neighbours", type=int, default=0, metavar="N", help="show N chunks before and after each hit too"
+    )
+    parser.add_argument("--mode", choices=get_args(Mode), help="search by meaning, by words, or by both")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
     if (given.question is None) == (given.classify is None):
@@ -106,7 +146,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lines = [f"{', '.join(answer['labels']) or '(no label)'}   [{answer['version']}, {answer['file']}]"]
             lines += [f"  {score:.3f}  {name}" for name, score in _ranked(answer["scores"])]
         else:
-            hits = ask(given.use_case, given.question, top_k=given.top_k)
+            hits = ask(
+                given.use_case,
+                given.question,
+                top_k=given.top_k,
+                filters=parsed_filters(given.filter),
+                principals=given.principal,
+                neighbours=given.neighbours,
+                mode=given.mode,
+            )
             answer = {
                 "use_case": given.use_case,
                 "question": given.question,
@@ -117,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     text = json.dumps(answer, ensure_ascii=False, indent=2, default=_isoformat) if given.json else "\n".join(lines)
-    print(text or "Nothing is indexed yet: the sources are empty.")
+    print(text or "Nothing is found: no document fits, or the sources are empty.")
     return 0
 
 
@@ -127,10 +175,12 @@ def _ranked(scores: dict[str, float]) -> list[tuple[str, float]]:
 
 def _shown(number: int, hit: Hit) -> list[str]:
     updated = "unknown" if hit.updated_at is None else f"{hit.updated_at:%Y-%m-%d %H:%M}"
-    body = "\n".join(f"   {line}" for line in hit.text.splitlines() if line.strip())
+    passage = "\n".join((*hit.before, hit.text, *hit.after))
+    body = "\n".join(f"   {line}" for line in passage.splitlines() if line.strip())
+    hidden = "   (hidden once access rules are enforced)" if hit.would_be_hidden else ""
     dates = f"updated {updated}, indexed {hit.indexed_at:%Y-%m-%d %H:%M:%S} UTC"
     return [
-        f"{number}. {hit.title}   score {hit.score:.3f}",
+        f"{number}. {hit.title}   score {hit.score:.3f}{hidden}",
         f"   {hit.uri}   version {hit.version[:16]}   {dates}",
         body,
         "",

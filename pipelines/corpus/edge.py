@@ -14,9 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.corpus.bm25 import bm25
+from pipelines.corpus.bm25 import bm25, weighted_text
 from pipelines.corpus.index import (
     DENSE,
+    DOCUMENT_FIELDS,
     WORDS,
     Candidates,
     Collection,
@@ -25,10 +26,10 @@ from pipelines.corpus.index import (
     Query,
     Range,
     Schema,
-    Scored,
     StoredPoint,
     VectorIndex,
     of_documents,
+    ranking,
     stored_fields,
 )
 from pipelines.errors import ArtifactError, ConfigError, LockedError, NotBuiltError
@@ -182,7 +183,7 @@ class EdgeCollection(Collection):
             for each in points[start : start + _PAGE]:
                 vector: dict[str, Any] = {DENSE: each.vector.tolist()}
                 if words is not None:
-                    vector[WORDS] = words.embed_document(each.payload["text"])
+                    vector[WORDS] = words.embed_document(weighted_text(each.payload))
                 batch.append(qe.Point(each.point_id, vector, dict(each.payload)))
             self._shard.update(qe.UpdateOperation.upsert_points(batch))
 
@@ -280,16 +281,19 @@ class EdgeCollection(Collection):
             if query.vector is not None:
                 asked.append((number, DENSE))
                 nearest = qe.Query.Nearest(query.vector.tolist(), using=DENSE)
-                requests.append(qe.QueryRequest(limit=limit, query=nearest, filter=where))
+                requests.append(
+                    qe.QueryRequest(limit=limit, query=nearest, filter=where, with_payload=list(DOCUMENT_FIELDS))
+                )
             if query.text is not None and words is not None:
                 asked.append((number, WORDS))
                 nearest = qe.Query.Nearest(words.embed_query(query.text), using=WORDS)
-                requests.append(qe.QueryRequest(limit=limit, query=nearest, filter=where))
+                requests.append(
+                    qe.QueryRequest(limit=limit, query=nearest, filter=where, with_payload=list(DOCUMENT_FIELDS))
+                )
         found = [Candidates([], []) for _ in queries]
         answers = self._shard.query_batch(qe.QueryBatchRequest(requests)) if requests else []
         for (number, using), answer in zip(asked, answers, strict=True):
-            scored = [Scored(str(point.id), float(point.score)) for point in answer]
-            (found[number].dense if using == DENSE else found[number].words).extend(scored)
+            (found[number].dense if using == DENSE else found[number].words).extend(ranking(answer))
         return found
 
     def flush(self) -> None:

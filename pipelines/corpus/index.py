@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection as Ids
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,7 +26,10 @@ DENSE = "dense"
 """Name of the embedder's vector; named, so that sparse ones can stand beside it."""
 
 WORDS = "words"
-"""Name of the sparse vector of BM25 term weights, which adapters make from the payload's text."""
+"""Name of the sparse vector of BM25 term weights, which adapters make from the payload (``bm25.weighted_text``)."""
+
+DOCUMENT_FIELDS = ("source", "document_id")
+"""Payload fields that name a point's document."""
 
 OWN_FIELDS: Mapping[str, FieldType] = {
     "source": "keyword",
@@ -121,6 +124,20 @@ class Scored:
 
     point_id: str
     score: float
+    document: tuple[str, str]
+    """Source and id of its document."""
+
+
+def ranking(points: Iterable[Any]) -> list[Scored]:
+    """An engine's answer, whose points have ``id``, ``score`` and, of the payload, ``DOCUMENT_FIELDS``; best first.
+
+    Engines round differently in the seventh digit: what is equal before that comes in the order of the ids.
+    """
+    scored = (
+        Scored(str(point.id), round(float(point.score), 6), (point.payload["source"], point.payload["document_id"]))
+        for point in points
+    )
+    return sorted(scored, key=lambda each: (-each.score, each.point_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +160,7 @@ class Collection(ABC):
 
     @abstractmethod
     def upsert(self, points: Sequence[Point]) -> None:
-        """Add points, or replace those with the same ids; their sparse vectors come from ``payload["text"]``."""
+        """Add points, or replace those with the same ids; their sparse vectors come from the payload."""
 
     @abstractmethod
     def vectors(self, point_ids: Sequence[str]) -> dict[str, Vectors]:
@@ -163,7 +180,10 @@ class Collection(ABC):
 
     @abstractmethod
     def set_payload(self, source: str, document_id: str, payload: Mapping[str, Any]) -> None:
-        """Replace the named top-level fields, wholly, on every point of one document; never ``text``."""
+        """Replace the named top-level fields, wholly, on every point of one document.
+
+        Never ``text`` or ``headings``, of which vectors are made.
+        """
 
     @abstractmethod
     def delete(self, source: str, document_ids: Ids[str], *, keep: Ids[str] = ()) -> int:

@@ -1,21 +1,54 @@
-"""Questions to the served collection."""
+"""Questions to the served collection: by meaning and by words, among what the filters and the access rules leave."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from pipelines.catalog import collections, served_collections
 from pipelines.corpus.embedding import Embedder, open_embedder
-from pipelines.corpus.index import Query, VectorIndex
+from pipelines.corpus.filters import Filters, conditions_of, may_read, readable_by
+from pipelines.corpus.fusion import fused
+from pipelines.corpus.index import Collection, Condition, Query, Scored, VectorIndex
 from pipelines.corpus.settings import RetrievalSettings
 from pipelines.errors import ConfigError, NotBuiltError
 
+if TYPE_CHECKING:
+    from pipelines.corpus.rerank import Reranker
+
 MOST_HITS = 100
+MOST_NEIGHBOURS = 20
+
+DEPTH = 100
+"""Candidates of each ranking that are fused, at least."""
+
+RERANKED = 32
+"""Candidates that a reranker reads, at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What one ranking says of a chunk."""
+
+    rank: int
+    """1 is the best."""
+    score: float
+    """Cosine (-1 to 1) by meaning, BM25 (0 upwards) by words, the model's own by a reranker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A chunk of a collection that answers a question."""
+
+    point_id: str
+    score: float
+    payload: Mapping[str, Any]
+    places: Mapping[str, Place]
+    """In each ranking that has it: dense, words, fused where there is a reranker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +60,8 @@ class Hit:
     title: str
     uri: str
     score: float
-    """Cosine of question and chunk, -1 to 1."""
+    """Higher is better, and comparable within one answer: fused, or cosine, BM25 or the reranker's where only that
+    decides."""
     source: str
     document_id: str
     version: str
@@ -35,6 +69,20 @@ class Hit:
     updated_at: datetime | None
     """When the source says that it changed, if it says so."""
     indexed_at: datetime
+    age_seconds: float | None = None
+    """How old the text is, since ``updated_at``, when it is found."""
+    ordinal: int | None = None
+    """Place of the chunk in its document, from 0."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Declared facts of the document."""
+    places: Mapping[str, Place] = field(default_factory=dict)
+    """Rank and score in each ranking that has it."""
+    would_be_hidden: bool = False
+    """Whether access rules, which only warn, would keep it from the one who asks."""
+    before: tuple[str, ...] = ()
+    """Chunks before it in the same document, in order, as far as asked for."""
+    after: tuple[str, ...] = ()
+    """Chunks after it."""
 
 
 def checked_limit(question: str, top_k: int) -> int:
@@ -58,24 +106,35 @@ def search(
     catalog: sa.Engine,
     index: VectorIndex,
     top_k: int | None = None,
+    filters: Filters | None = None,
+    principals: Sequence[str] | None = None,
+    neighbours: int = 0,
     embedder: Embedder | None = None,
 ) -> list[Hit]:
-    """The chunks of the served collection that are nearest to ``question``, best first.
+    """The chunks of the served collection that answer ``question`` best, best first.
 
     Args:
         question: in words.
         use_case: whose index.
-        retrieval: the embedder, which must be the one that built the collection, and the default of ``top_k``.
+        retrieval: how to search, and the embedder, which must be the one that built the collection.
         catalog: knows which collection is served.
         index: holds it.
         top_k: most hits, 1 to 100.
+        filters: what the documents' metadata, ``source`` or ``document_id`` must be; see ``filters.conditions_of``.
+        principals: groups and names of the one who asks. Where access rules are enforced, nobody finds nothing.
+        neighbours: so many chunks before and after each hit, of the same document, come with it.
         embedder: instead of the one that ``retrieval`` names.
 
     Raises:
-        ConfigError: the question is empty, ``top_k`` out of range, or the collection was built by another embedder.
+        ConfigError: the question is empty, ``top_k`` or ``neighbours`` out of range, a filter that cannot be, or a
+            collection that another embedder built.
         NotBuiltError: nothing is served yet.
     """
     limit = checked_limit(question, retrieval.top_k if top_k is None else top_k)
+    if not 0 <= neighbours <= MOST_NEIGHBOURS:
+        raise ConfigError(f"neighbours {neighbours} is out of range: 0 to {MOST_NEIGHBOURS}")
+    conditions = conditions_of(filters or {}, retrieval.metadata)
+    who = _named_principals(principals)
     query = (
         sa.select(served_collections.c.collection, collections.c.pipeline)
         .join(collections, collections.c.collection == served_collections.c.collection)
@@ -85,37 +144,172 @@ def search(
         served = connection.execute(query).one_or_none()
     if served is None:
         raise NotBuiltError(f"{use_case} serves no index yet: run the job {use_case}_refresh first")
-    built = served.pipeline["embedder"]
-    if embedder is None:  # in the precision of the index, which may have been built on other hardware
-        embedder = open_embedder(retrieval.embedder, retrieval.embedder_revision, built.get("precision"))
-    if built != dict(embedder.identity):
-        raise ConfigError(
-            f"{served.collection} was built with {_named(built)}, and {_named(dict(embedder.identity))} is configured: "
-            f"their vectors do not compare. Run the job {use_case}_refresh, which builds an index with the new embedder"
+    if retrieval.access.mode == "enforce":
+        if not who:
+            return []
+        conditions += (readable_by(who),)
+    vector = None
+    if retrieval.mode != "words" or not _has_words(served.pipeline):
+        vector = _embedder_of(served.collection, served.pipeline, use_case, retrieval, embedder).encode_question(
+            question
         )
-    vector = embedder.encode_question(question)
+    reranker = _reranker(retrieval)
     with index.open(served.collection) as points:
-        found = points.candidates([Query(vector)], limit)[0].dense
-        payloads = points.payloads([each.point_id for each in found])
-    return [_hit(payloads[each.point_id], each.score) for each in found if each.point_id in payloads]
+        _check_fields(points, conditions, use_case)
+        found = _ranked(points, [Query(vector, question)], retrieval, reranker, limit, conditions)[0]
+        around = [_around(points, each.payload, neighbours) for each in found]
+    now, warn = datetime.now(UTC), retrieval.access.mode == "warn"
+    return [
+        _hit(each, now, before, after, hidden=warn and not may_read(each.payload.get("access", ()), who))
+        for each, (before, after) in zip(found, around, strict=True)
+    ]
 
 
-def _hit(payload: Mapping[str, Any], score: float) -> Hit:
-    updated_at = payload["updated_at"]
+def search_collection(
+    points: Collection,
+    embedder: Embedder,
+    questions: Sequence[str],
+    *,
+    retrieval: RetrievalSettings,
+    top_k: int,
+    conditions: Sequence[Condition] = (),
+) -> list[list[Found]]:
+    """For each question the best chunks of an open collection, as ``search`` ranks them, best first.
+
+    Access rules are the caller's: none apply but those among ``conditions``. ``embedder`` must be the one that built
+    the collection.
+    """
+    wants_vectors = retrieval.mode != "words" or points.schema is None
+    queries = [Query(embedder.encode_question(each) if wants_vectors else None, each) for each in questions]
+    return _ranked(points, queries, retrieval, _reranker(retrieval), top_k, conditions)
+
+
+def _ranked(
+    points: Collection,
+    queries: Sequence[Query],
+    retrieval: RetrievalSettings,
+    reranker: Reranker | None,
+    limit: int,
+    conditions: Sequence[Condition],
+) -> list[list[Found]]:
+    mode = retrieval.mode if points.schema is not None else "dense"
+    asked = [
+        Query(None if mode == "words" else query.vector, None if mode == "dense" else query.text) for query in queries
+    ]
+    wanted = limit if reranker is None else max(limit, RERANKED)
+    found = points.candidates(asked, max(wanted, DEPTH) if mode == "hybrid" else wanted, conditions)
+    rankings = [fused(each, retrieval.fusion) if mode == "hybrid" else each.dense or each.words for each in found]
+    payloads = points.payloads(list({each.point_id for ranking in rankings for each in ranking[:wanted]}))
+    answers = []
+    for query, candidates, ranking in zip(queries, found, rankings, strict=True):
+        best = [each for each in ranking[:wanted] if each.point_id in payloads]
+        places = [("dense", candidates.dense), ("words", candidates.words)]
+        if reranker is not None and query.text is not None:
+            places += [("fused", best)] if mode == "hybrid" else []
+            scores = reranker.scores(query.text, [payloads[each.point_id]["text"] for each in best])
+            best = [replace(each, score=score) for each, score in zip(best, scores, strict=True)]
+            best.sort(key=lambda each: (-each.score, each.point_id))
+        answers.append(
+            [
+                Found(each.point_id, each.score, payloads[each.point_id], _places(each.point_id, places))
+                for each in best[:limit]
+            ]
+        )
+    return answers
+
+
+def _places(point_id: str, rankings: Sequence[tuple[str, Sequence[Scored]]]) -> dict[str, Place]:
+    return {
+        name: Place(rank, each.score)
+        for name, ranking in rankings
+        for rank, each in enumerate(ranking, 1)
+        if each.point_id == point_id
+    }
+
+
+def _around(points: Collection, payload: Mapping[str, Any], neighbours: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    at = payload.get("ordinal")
+    if not neighbours or at is None:
+        return (), ()
+    texts = points.passages(payload["source"], payload["document_id"], at - neighbours, at + neighbours)
+    return (
+        tuple(texts[place] for place in sorted(texts) if place < at),
+        tuple(texts[place] for place in sorted(texts) if place > at),
+    )
+
+
+def _hit(found: Found, now: datetime, before: tuple[str, ...], after: tuple[str, ...], *, hidden: bool) -> Hit:
+    payload = found.payload
+    updated_at = None if payload["updated_at"] is None else datetime.fromisoformat(payload["updated_at"])
     return Hit(
         text=payload["text"],
         title=payload["title"],
         uri=payload["uri"],
-        score=score,
+        score=found.score,
         source=payload["source"],
         document_id=payload["document_id"],
         version=payload["version"],
-        updated_at=None if updated_at is None else datetime.fromisoformat(updated_at),
+        updated_at=updated_at,
         indexed_at=datetime.fromisoformat(payload["indexed_at"]),
+        age_seconds=None if updated_at is None else (now - updated_at).total_seconds(),
+        ordinal=payload.get("ordinal"),
+        metadata=payload.get("metadata", {}),
+        places=found.places,
+        would_be_hidden=hidden,
+        before=before,
+        after=after,
     )
 
 
-def _named(identity: dict[str, object]) -> str:
+def _named_principals(principals: Sequence[str] | None) -> tuple[str, ...]:
+    given = [principals] if isinstance(principals, str) else principals or ()
+    return tuple(dict.fromkeys(name.strip() for name in given if name.strip()))
+
+
+def _has_words(pipeline: Mapping[str, Any]) -> bool:
+    """Whether its points have sparse vectors: since version 2."""
+    payload = pipeline["payload"]
+    return isinstance(payload, Mapping) and int(payload["version"]) >= 2
+
+
+def _check_fields(points: Collection, conditions: Sequence[Condition], use_case: str) -> None:
+    """A declaration may be newer than the collection that still serves."""
+    held = {} if points.schema is None else points.schema.indexed
+    missing = [each.field for each in conditions if each.field.startswith("metadata.") and each.field not in held]
+    if missing:
+        raise ConfigError(
+            f"the served index of {use_case} was built before {', '.join(missing)} was declared: run the job "
+            f"{use_case}_refresh first"
+        )
+
+
+def _reranker(retrieval: RetrievalSettings) -> Reranker | None:
+    if retrieval.reranker is None:
+        return None
+    from pipelines.corpus.rerank import open_reranker
+
+    return open_reranker(retrieval.reranker, retrieval.reranker_revision)
+
+
+def _embedder_of(
+    collection: str,
+    pipeline: Mapping[str, Any],
+    use_case: str,
+    retrieval: RetrievalSettings,
+    embedder: Embedder | None,
+) -> Embedder:
+    built = pipeline["embedder"]
+    if embedder is None:  # in the precision of the index, which may have been built on other hardware
+        embedder = open_embedder(retrieval.embedder, retrieval.embedder_revision, built.get("precision"))
+    if built != dict(embedder.identity):
+        raise ConfigError(
+            f"{collection} was built with {_named(built)}, and {_named(dict(embedder.identity))} is configured: their "
+            f"vectors do not compare. Run the job {use_case}_refresh, which builds an index with the new embedder"
+        )
+    return embedder
+
+
+def _named(identity: Mapping[str, object]) -> str:
     files = str(identity.get("files", ""))[:12]
     return " ".join(str(identity[key]) for key in ("model", "revision", "precision") if identity.get(key)) + (
         f" (files {files})" if files else ""

@@ -10,9 +10,10 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from pipelines.corpus.bm25 import bm25
+from pipelines.corpus.bm25 import bm25, weighted_text
 from pipelines.corpus.index import (
     DENSE,
+    DOCUMENT_FIELDS,
     WORDS,
     Candidates,
     Collection,
@@ -21,10 +22,10 @@ from pipelines.corpus.index import (
     Query,
     Range,
     Schema,
-    Scored,
     StoredPoint,
     VectorIndex,
     of_documents,
+    ranking,
     stored_fields,
 )
 from pipelines.errors import ConfigError, NotBuiltError, TransientError
@@ -135,7 +136,7 @@ class ServerCollection(Collection):
             for each in points[start : start + _PAGE]:
                 vector: dict[str, Any] = {DENSE: each.vector.tolist()}
                 if words is not None:
-                    vector[WORDS] = _sparse(words.embed_document(each.payload["text"]))
+                    vector[WORDS] = _sparse(words.embed_document(weighted_text(each.payload)))
                 batch.append(models.PointStruct(id=each.point_id, vector=vector, payload=dict(each.payload)))
             self._client.upsert(self._name, batch, wait=True)
 
@@ -224,17 +225,24 @@ class ServerCollection(Collection):
             if query.vector is not None:
                 asked.append((number, DENSE))
                 dense = query.vector.tolist()
-                requests.append(models.QueryRequest(query=dense, using=DENSE, filter=where, limit=limit))
+                requests.append(
+                    models.QueryRequest(
+                        query=dense, using=DENSE, filter=where, limit=limit, with_payload=list(DOCUMENT_FIELDS)
+                    )
+                )
             if query.text is not None and words is not None:
                 asked.append((number, WORDS))
                 sparse = _sparse(words.embed_query(query.text))
-                requests.append(models.QueryRequest(query=sparse, using=WORDS, filter=where, limit=limit))
+                requests.append(
+                    models.QueryRequest(
+                        query=sparse, using=WORDS, filter=where, limit=limit, with_payload=list(DOCUMENT_FIELDS)
+                    )
+                )
         found = [Candidates([], []) for _ in queries]
         for start in range(0, len(requests), _QUERIES):
             answers = self._client.query_batch_points(self._name, requests[start : start + _QUERIES])
             for (number, using), answer in zip(asked[start : start + _QUERIES], answers, strict=True):
-                scored = [Scored(str(point.id), float(point.score)) for point in answer.points]
-                (found[number].dense if using == DENSE else found[number].words).extend(scored)
+                (found[number].dense if using == DENSE else found[number].words).extend(ranking(answer.points))
         return found
 
     def flush(self) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipelines.settings import ByType, Settings
+from pipelines.corpus.parsing import SUFFIXES
+from pipelines.settings import ByType, Settings, without_credentials
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 """Lower-case letters, digits and underscores: it becomes part of asset keys, job names and folder names."""
@@ -63,6 +64,17 @@ class FileLocation(Settings):
         description="Where the documents are: a path relative to the use case's folder, an absolute path or any "
         "fsspec URL (file://, s3://, gs://, https://, memory://).",
     )
+    options: Mapping[str, Any] = Field(
+        default={},
+        repr=False,
+        description="Arguments of the fsspec file system, such as endpoint_url or headers; take secrets from the "
+        "environment with {{ env.NAME }}. Default: what the file system finds itself (AWS_*, GOOGLE_*, FSSPEC_*).",
+    )
+
+    @property
+    def origin(self) -> str:
+        """The url, without user, password and query."""
+        return without_credentials(self.url)
 
 
 class FolderSource(FileLocation, SourceSettings):
@@ -70,9 +82,13 @@ class FolderSource(FileLocation, SourceSettings):
 
     type: Literal["folder"] = Field(description="folder: every matching file is a document.")
     glob: tuple[str, ...] = Field(
-        default=("**/*.md", "**/*.markdown", "**/*.txt", "**/*.html", "**/*.htm"),
+        default=tuple(f"**/*{suffix}" for suffix in SUFFIXES),
         min_length=1,
-        description="Which files below the folder are documents.",
+        description="Which files below the folder are documents; endings match in capitals too. Default: every format "
+        "that can be read.",
+    )
+    max_bytes: int = Field(
+        default=50_000_000, ge=1, description="Larger files are not read, but reported as failed. Default: 50 MB."
     )
 
 
@@ -88,15 +104,83 @@ class RowSource(SourceSettings):
 
 
 class TableSource(FileLocation, RowSource):
-    """A CSV, JSON or JSONL table, one document a row."""
+    """A CSV, JSON, JSONL, Parquet or XLSX table, one document a row."""
 
-    type: Literal["table"] = Field(description="table: every row of a CSV, JSON or JSONL file is a document.")
+    type: Literal["table"] = Field(
+        description="table: every row of a CSV, JSON, JSONL, Parquet or XLSX file is a document."
+    )
+    format: Literal["csv", "json", "jsonl", "parquet", "xlsx"] | None = Field(
+        default=None, description="What the file is. Default: as its ending says."
+    )
+    delimiter: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1,
+        description="Character between the cells of a CSV file. Default: the one of , ; tab | that makes the columns.",
+    )
+    sheet: str | None = Field(default=None, description="Sheet of an XLSX file. Default: the first.")
 
 
-Source = Annotated[FolderSource | TableSource, Field(discriminator="type"), ByType()]
+class SqlSource(RowSource):
+    """A table or query of any database that SQLAlchemy knows, one document a row."""
+
+    type: Literal["sql"] = Field(description="sql: every row of a database table or query is a document.")
+    url: str = Field(
+        min_length=1,
+        repr=False,
+        description="SQLAlchemy URL, such as postgresql://user@host/database, best as '{{ env.NAME }}'; a "
+        "relative SQLite path starts at the use case's folder.",
+    )
+    table: str | None = Field(default=None, min_length=1, description="Table or view, if need be as schema.table.")
+    query: str | None = Field(
+        default=None, min_length=1, description="SELECT statement instead of a table; it is run as a subquery."
+    )
+    updated_at: str | None = Field(
+        default=None,
+        description="Column with the row's update time, which every edit must move: date-time (without a zone: UTC), "
+        "ISO text, or seconds or milliseconds since 1970. Without one, every listing reads every row.",
+    )
+    overlap_minutes: float = Field(
+        default=10.0,
+        ge=0,
+        description="How late a change may become visible: longest transaction plus differences of clocks. Rows "
+        "updated so recently are compared by content.",
+    )
+    deleted: str | None = Field(
+        default=None, description="Column that marks deleted rows: true, a number other than 0, or any time."
+    )
+    incremental: bool = Field(
+        default=False,
+        description="Whether a listing asks only for rows updated since the last one, less the overlap, instead of for "
+        "every key; rows that vanish without a mark in 'deleted' then wait for the next full listing.",
+    )
+    full_listing_hours: float = Field(
+        default=24.0, ge=0, description="How often an incremental source lists every key all the same."
+    )
+    timeout_seconds: float = Field(
+        default=60.0, gt=0, description="How long to wait for a connection, a lock or one statement."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SqlSource:
+        if (self.table is None) == (self.query is None):
+            raise ValueError(f"source {self.name!r} needs either 'table' or 'query'")
+        if self.incremental and self.updated_at is None:
+            raise ValueError(f"source {self.name!r}: 'incremental' needs 'updated_at', which says what is new")
+        return self
+
+    @property
+    def origin(self) -> str:
+        """The database, without user, password and options, and the table."""
+        return f"{without_credentials(self.url)} ({self.table or 'query'})"
+
+
+Source = Annotated[FolderSource | TableSource | SqlSource, Field(discriminator="type"), ByType()]
 
 FieldType = Literal["keyword", "integer", "float", "boolean", "datetime"]
-FieldName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,62}$")]
+Mode = Literal["hybrid", "dense", "words"]
+Fusion = Literal["dbsf", "rrf"]
+FieldName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
 
 
 class AccessSettings(Settings):
@@ -155,10 +239,10 @@ class RetrievalSettings(Settings):
         description="Facts of documents (front matter, columns) that queries may filter by, each with its type: "
         "keyword, integer, float, boolean or datetime.",
     )
-    mode: Literal["hybrid", "dense", "words"] = Field(
+    mode: Mode = Field(
         default="hybrid", description="hybrid: meaning and words, fused; dense: meaning only; words: BM25 only."
     )
-    fusion: Literal["dbsf", "rrf"] = Field(
+    fusion: Fusion = Field(
         default="dbsf", description="How hybrid search merges: by distribution of scores (dbsf), or by rank (rrf)."
     )
     language: str = Field(
@@ -167,6 +251,9 @@ class RetrievalSettings(Settings):
     reranker: str | None = Field(
         default=None,
         description="Cross-encoder (Hub id or folder) that reorders the best candidates; default: none.",
+    )
+    reranker_revision: str | None = Field(
+        default=None, description="Pinned revision (commit) of a reranker from the Hub; not used for local ones."
     )
     access: AccessSettings = Field(default=AccessSettings(), description="Who may read which document.")
     golden: GoldenSettings = Field(
