@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
@@ -46,3 +48,17 @@ class ByType:
                 for kind, reference in sorted(kinds.items())
             ],
         }
+
+
+_VERBATIM = ("s3", "s3a", "gs", "gcs", "file", "local", "memory")  # '?' and '#' are letters of a name there
+
+
+def without_credentials(url: str) -> str:
+    """A path or URL as it may be shown: without user, password and query."""
+    scheme, found, _ = url.partition("://")
+    if not found:
+        return url
+    if scheme not in _VERBATIM:
+        url = re.split(r"[?#]", url, maxsplit=1)[0] if scheme.startswith("http") else url.partition("?")[0]
+    # A password in a database URL may hold slashes and at-signs; in a web address the path may.
+    return re.sub(r"(?<=://)[^/]*@" if "http" in scheme else r"(?<=://)[^/@:]*(?::.*)?@", "", url)

@@ -19,9 +19,13 @@ def open_source(settings: kinds.SourceSettings, *, base: Path) -> Source:
         case kinds.FolderSource():
             from pipelines.corpus.sources.files import FolderDocuments
 
-            return FolderDocuments(settings, locate(settings.url, base))
+            return FolderDocuments(settings, locate(settings.url, base, settings.options))
         case kinds.TableSource():
             from pipelines.corpus.sources.tables import TableDocuments
 
-            return TableDocuments(settings, locate(settings.url, base))
+            return TableDocuments(settings, locate(settings.url, base, settings.options))
+        case kinds.SqlSource():
+            from pipelines.corpus.sources.sql import SqlDocuments
+
+            return SqlDocuments(settings, base)
     raise TypeError(f"{type(settings).__name__} is no kind of source")
