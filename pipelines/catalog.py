@@ -105,6 +105,9 @@ withheld_deletions = sa.Table(
 )
 """Documents that a source no longer lists and that stay until somebody approves."""
 
+FORGOTTEN_EXAMPLES = "labels"
+"""In the place of a source's name, which none may have: a forgotten labelled example."""
+
 forgotten = sa.Table(
     "forgotten",
     metadata,
@@ -113,7 +116,7 @@ forgotten = sa.Table(
     sa.Column("document_hash", sa.String(64), primary_key=True),  # of the id, which may itself be personal
     sa.Column("forgotten_at", UtcDateTime, nullable=False),
 )
-"""Documents that were erased: a sync passes over them, whatever their source says."""
+"""Documents and examples that were erased: a sync or an intake passes over them, whatever their source says."""
 
 retrieval_scores = sa.Table(
     "retrieval_scores",
@@ -288,6 +291,14 @@ def exclusive(engine: sa.Engine, name: str, *, seconds: float) -> Iterator[None]
 def now() -> datetime:
     """The present, aware, in UTC."""
     return datetime.now(UTC)
+
+
+def purge(engine: sa.Engine) -> None:
+    """Leave nothing of what was deleted in the files of an embedded catalog; a server vacuums in its own time."""
+    if engine.dialect.name == "sqlite":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM")
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def insert_or_ignore(engine: sa.Engine, table: sa.Table) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import dagster as dg
+from pydantic import Field
 
 from assets.corpus import sync_checks, sync_declared, sync_metadata
 from assets.failures import permanent_failures
@@ -17,6 +18,7 @@ from pipelines.corpus.serving import switch_index
 from pipelines.corpus.settings import SourceSettings
 from pipelines.corpus.sync import SyncReport
 from pipelines.declaration import TRAINING_ASSETS, Declaration
+from pipelines.erasure import forget
 from pipelines.errors import ArtifactError, ConfigError
 from pipelines.release.registry import rollback
 from pipelines.stores import Stores
@@ -214,6 +216,34 @@ def audit_index_job(declaration: Declaration, folder: Path) -> dg.JobDefinition:
         "audit_index",
         "Compares every point of the index with the catalog; with repair, writes anew what differs.",
         compare_index,
+    )
+
+
+class ForgetConfig(dg.Config):
+    """What to erase for good."""
+
+    documents: list[str] = Field(default=[], description="Each as source/document_id.")
+    key: str | None = None
+    """Of a person: documents with that id or metadata value, and labelled examples of that group or author."""
+    dry_run: bool = True
+    """Only say what would be erased; set it to false to erase."""
+
+
+def forget_job(declaration: Declaration) -> dg.JobDefinition:
+    """Erase documents, or everything about a person, for good."""
+    use_case = declaration.name
+
+    @dg.op(name=f"{use_case}_erase", out=dg.Out(dg.Nothing))
+    def erase(context: dg.OpExecutionContext, config: ForgetConfig, stores: dg.ResourceParam[Stores]) -> None:
+        with permanent_failures():
+            erasure = forget(declaration, stores, documents=config.documents, key=config.key, dry_run=config.dry_run)
+        context.log.info("\n".join(erasure.lines()))
+
+    return _job(
+        declaration,
+        "forget",
+        "Erases documents, or everything about a person, and lists the training sets and models that used it.",
+        erase,
     )
 
 

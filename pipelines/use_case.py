@@ -18,6 +18,7 @@ from pipelines.environment import Environment
 from pipelines.jobs import (
     approve_deletions_job,
     audit_index_job,
+    forget_job,
     labels_job,
     refresh_job,
     retrain_job,
@@ -54,6 +55,7 @@ class UseCase(Declaration, dg.Component, dg.Resolvable):
         schedules: list[dg.ScheduleDefinition] = []
         sensors: list[dg.SensorDefinition] = []
         checks: list[Any] = []
+        jobs.append(forget_job(self))
         if self.sources:
             refresh = refresh_job(self)
             assets += [source_asset(self, source, context.path) for source in self.sources]

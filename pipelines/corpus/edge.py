@@ -64,34 +64,39 @@ class EdgeIndex(VectorIndex):
 
     def create(self, collection: str, schema: Schema) -> None:
         """Made aside and renamed, so that a crash leaves none, never half a one."""
-        import qdrant_edge as qe
-
         if self.exists(collection):
             raise ConfigError(f"collection {collection!r} is there already, and is never created over")
         bm25(schema.language)  # refuses a language that it does not know
-        kinds = {
-            "keyword": qe.PayloadSchemaType.Keyword,
-            "integer": qe.PayloadSchemaType.Integer,
-            "float": qe.PayloadSchemaType.Float,
-            "boolean": qe.PayloadSchemaType.Bool,
-            "datetime": qe.PayloadSchemaType.Datetime,
-        }
         scratch = self._folder / f".{collection}.{uuid.uuid4().hex[:8]}"
-        scratch.mkdir(parents=True)
         try:
-            config = qe.EdgeConfig(
-                vectors={DENSE: qe.EdgeVectorParams(size=schema.dimension, distance=qe.Distance.Cosine)},
-                sparse_vectors={WORDS: qe.EdgeSparseVectorParams(modifier=qe.Modifier.Idf)},
-            )
-            shard = qe.EdgeShard.create(str(scratch), config)
-            for field, kind in schema.indexed.items():
-                shard.update(qe.UpdateOperation.create_field_index(field, kinds[kind]))
-            shard.flush()
-            shard.close()
-            write_json_atomically(scratch / _SCHEMA_FILE, asdict(schema))
+            _new_shard(scratch, schema).close()
             scratch.rename(self._folder / collection)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def purge(self, collection: str) -> None:
+        """Every live point moves into a new shard, which takes the old one's place: nothing else is in its files.
+
+        A crash between the two renames leaves no collection, which the next sync builds anew.
+        """
+        schema = self._schema(collection)
+        if schema is None:
+            raise ConfigError(f"collection {collection!r} is of an earlier version: refresh, and drop it")
+        scratch = self._folder / f".{collection}.{uuid.uuid4().hex[:8]}"
+        old = self._folder / f".{collection}.{uuid.uuid4().hex[:8]}"
+        try:
+            with self._locked(collection):
+                shard, made = self._load(collection, time.monotonic() + self._lock_seconds), _new_shard(scratch, schema)
+                try:
+                    _copy(shard, made)
+                finally:
+                    shard.close()
+                    made.close()
+                (self._folder / collection).rename(old)
+                scratch.rename(self._folder / collection)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
 
     def drop(self, collection: str) -> None:
         """Renamed first, so that a crash leaves it whole, or nothing that counts as a collection."""
@@ -159,6 +164,45 @@ class EdgeIndex(VectorIndex):
             f"collection {collection!r} in {self._folder} was held by another process for {self._lock_seconds:g} s: "
             "try again, or use a Qdrant server (QDRANT_URL) for concurrent writers"
         )
+
+
+def _new_shard(folder: Path, schema: Schema) -> qdrant_edge.EdgeShard:
+    import qdrant_edge as qe
+
+    kinds = {
+        "keyword": qe.PayloadSchemaType.Keyword,
+        "integer": qe.PayloadSchemaType.Integer,
+        "float": qe.PayloadSchemaType.Float,
+        "boolean": qe.PayloadSchemaType.Bool,
+        "datetime": qe.PayloadSchemaType.Datetime,
+    }
+    folder.mkdir(parents=True)
+    config = qe.EdgeConfig(
+        vectors={DENSE: qe.EdgeVectorParams(size=schema.dimension, distance=qe.Distance.Cosine)},
+        sparse_vectors={WORDS: qe.EdgeSparseVectorParams(modifier=qe.Modifier.Idf)},
+    )
+    shard = qe.EdgeShard.create(str(folder), config)
+    for field, kind in schema.indexed.items():
+        shard.update(qe.UpdateOperation.create_field_index(field, kinds[kind]))
+    shard.flush()
+    write_json_atomically(folder / _SCHEMA_FILE, asdict(schema))
+    return shard
+
+
+def _copy(shard: qdrant_edge.EdgeShard, target: qdrant_edge.EdgeShard) -> None:
+    import qdrant_edge as qe
+
+    offset = None
+    while True:
+        request = qe.ScrollRequest(offset=offset, limit=_PAGE, with_payload=True, with_vector=True)
+        records, offset = shard.scroll(request)
+        points = [qe.Point(record.id, record.vector, record.payload) for record in records]  # type: ignore[arg-type]
+        if points:
+            target.update(qe.UpdateOperation.upsert_points(points))
+        if offset is None:
+            break
+    target.flush()
+    target.optimize()
 
 
 class EdgeCollection(Collection):

@@ -244,6 +244,15 @@ class VectorIndex(ABC):
         """
 
     @abstractmethod
+    def purge(self, collection: str) -> None:
+        """Leave nothing of what was deleted in the engine's own files, as far as that is in the client's power.
+
+        Raises:
+            LockedError: another process holds it.
+            TransientError: the server cannot be reached.
+        """
+
+    @abstractmethod
     def open(self, collection: str) -> AbstractContextManager[Collection]:
         """Work on a collection; the embedded engine is locked meanwhile, so hold it briefly.
 

@@ -95,6 +95,9 @@ class ServerIndex(VectorIndex):
         with _transient():
             self._client.delete_collection(collection)
 
+    def purge(self, collection: str) -> None:
+        """Nothing to do: the server vacuums its segments and cuts its log in its own time."""
+
     @contextmanager
     def open(self, collection: str) -> Iterator[Collection]:
         """Nothing is locked."""

@@ -26,6 +26,7 @@ from pipelines.corpus.ledger import forget_rows, held_documents, mark_writing, p
 from pipelines.corpus.pipeline import Pipeline, held_pipeline, served_collection, wanted_pipeline
 from pipelines.corpus.plots import FreshnessPoint, QualityPoint
 from pipelines.corpus.quality import Comparison, Quality, compare, score_rankings
+from pipelines.corpus.search import search_collection
 from pipelines.corpus.settings import RetrievalSettings
 from pipelines.errors import ArtifactError, ConfigError, NotBuiltError
 
@@ -285,8 +286,6 @@ def _scores(
 
 
 def _ask(pipeline: Pipeline, questions: MatchedQuestions, index: VectorIndex, k: int | None = None) -> Quality:
-    from pipelines.corpus.search import search_collection
-
     k = k or pipeline.retrieval.golden.k
     texts = [each.question for each in questions.questions]
     rankings: dict[str, list[str]] = {}

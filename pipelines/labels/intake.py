@@ -17,7 +17,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pipelines.catalog import examples, insert_or_ignore, now
+from pipelines.catalog import FORGOTTEN_EXAMPLES, examples, forgotten, insert_or_ignore, now
+from pipelines.fingerprint import text_hash
 from pipelines.labels.examples import Split, Submitted, text_group
 from pipelines.labels.expectations import CANNOT_BE_READ, Candidate, judge, suite_fingerprint
 from pipelines.labels.formats import Reading, read_examples
@@ -115,9 +116,11 @@ def take_in(
     check_shares(held_out_share, settings.validation_share)
     suite = suite_fingerprint(settings)
     reading = read_examples(settings, base=base)
+    erased = _forgotten(catalog, use_case)
     present: dict[str, Submitted] = {}
     for submitted in reading.rows:
-        present.setdefault(submitted.example_id, submitted)
+        if not erased or text_hash(submitted.example_id) not in erased:
+            present.setdefault(submitted.example_id, submitted)
     held = _held(catalog, use_case)
     new = [example_id for example_id in present if example_id not in held]
     returned = {key for key, known in held.items() if known.state == WITHDRAWN and key in present}
@@ -191,6 +194,13 @@ def _held(catalog: sa.Engine, use_case: str) -> dict[str, _Held]:
     with catalog.connect() as connection:
         rows = connection.execute(query.where(examples.c.use_case == use_case))
         return {example_id: _Held(state, location, suite) for example_id, state, location, suite in rows}
+
+
+def _forgotten(catalog: sa.Engine, use_case: str) -> set[str]:
+    table = forgotten.c
+    query = sa.select(table.document_hash).where(table.use_case == use_case, table.source == FORGOTTEN_EXAMPLES)
+    with catalog.connect() as connection:
+        return set(connection.scalars(query))
 
 
 def _gone(reading: Reading, present: Mapping[str, Submitted], held: Mapping[str, _Held]) -> set[str]:

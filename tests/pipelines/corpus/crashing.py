@@ -94,6 +94,9 @@ class CrashingIndex(VectorIndex):
         self._index.drop(collection)
         self._steps.at("after drop")
 
+    def purge(self, collection: str) -> None:
+        self._index.purge(collection)
+
     @contextmanager
     def open(self, collection: str) -> Iterator[Any]:
         with self._index.open(collection) as points:

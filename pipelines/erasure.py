@@ -1,0 +1,267 @@
+"""Erasure: ``python -m pipelines.erasure <use case> --document source/id`` or ``--key PERSON``, and the call behind it.
+
+Vectors, texts and catalog rows go, from every collection, the replaced and half-built ones included, and a note by
+hash keeps the next sync or intake from bringing them back. Training sets and models are immutable: the answer lists
+those that used what was erased, so that somebody can retrain without it and withdraw them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from pipelines import catalog as schema
+from pipelines.corpus.index import VectorIndex
+from pipelines.corpus.ledger import SQL_VALUES, DocumentKey, forget_rows, pages, touch
+from pipelines.declaration import Declaration, declared, load_declaration
+from pipelines.environment import Environment
+from pipelines.errors import ConfigError, FreshetError
+from pipelines.fingerprint import text_hash
+from pipelines.release.registry import versions
+from pipelines.stores import Stores
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """What was erased, or would be, and what still contains it."""
+
+    documents: tuple[str, ...]
+    """``source/document_id`` of each, sorted."""
+    points: Mapping[str, int]
+    """Points deleted, by collection."""
+    examples: tuple[str, ...]
+    """Ids of labelled examples."""
+    mentions: tuple[str, ...]
+    """Documents left alone whose text contains the key: look at each, and name it if it has to go."""
+    training_sets: tuple[str, ...]
+    """Folders of training sets that contain an erased example."""
+    adapters: tuple[str, ...]
+    """Folders of adapters trained on these."""
+    published: tuple[str, ...]
+    """Published versions made of these."""
+    dry_run: bool
+
+    def lines(self) -> list[str]:
+        """For people."""
+        would = "would be " if self.dry_run else ""
+        gone = "" if self.dry_run else f", {sum(self.points.values())} points in {len(self.points)} collections"
+        lines = [f"{len(self.documents)} documents and {len(self.examples)} labelled examples {would}erased{gone}"]
+        for title, names in (
+            ("documents", self.documents),
+            ("mention the key and stay; look at each", self.mentions),
+            ("training sets that contain them", self.training_sets),
+            ("adapters trained on these", self.adapters),
+            ("published versions made of these", self.published),
+        ):
+            lines += [f"{title}:", *(f"  {name}" for name in names)] if names else []
+        return lines
+
+
+def forget(
+    declaration: Declaration,
+    stores: Stores,
+    *,
+    documents: Sequence[str] = (),
+    key: str | None = None,
+    dry_run: bool = False,
+) -> Erasure:
+    """Erase documents, and everything about a person.
+
+    Args:
+        declaration: the use case.
+        stores: its catalog and index.
+        documents: each as ``source/document_id``.
+        key: of a person (customer number, e-mail address): erases every document with that id or with that value in a
+            declared metadata field, and every labelled example of that group or author.
+        dry_run: only say what would be erased.
+
+    Raises:
+        ConfigError: nothing is named, or a document has no source.
+    """
+    if not documents and not key:
+        raise ConfigError("name documents (source/id) or a person's key: nothing is erased by default")
+    names = {source.name for source in declaration.sources}
+    wanted = {_document_key(each, names) for each in documents}
+    catalog = stores.catalog
+    collections = _collections(declaration.name, catalog, stores.index) if declaration.sources else []
+    mentions: set[DocumentKey] = set()
+    if key:
+        for collection in collections:
+            meant, mentioning = _about(key, collection, stores.index)
+            wanted |= meant
+            mentions |= mentioning
+    wanted |= _known_by_id(key, collections, catalog) if key else set()
+    examples = _examples(declaration.name, [each for _, each in wanted] + ([key] if key else []), catalog)
+    sets = _training_sets(declaration.name, examples, catalog)
+    points = dict.fromkeys(collections, 0)
+    if not dry_run:
+        _note(declaration.name, wanted, examples, catalog)
+        for collection in collections:
+            points[collection] = _take_out(collection, wanted, catalog, stores.index)
+        _delete_examples(declaration.name, examples, catalog)
+        schema.purge(catalog)
+    return Erasure(
+        documents=tuple(sorted("/".join(each) for each in wanted)),
+        points=points,
+        examples=tuple(sorted(examples)),
+        mentions=tuple(sorted("/".join(each) for each in mentions - wanted)),
+        training_sets=tuple(str(path) for path in sets.values()),
+        adapters=tuple(_adapters(declaration.name, sets, catalog)),
+        published=tuple(
+            f"{each.version} ({each.path})"
+            for each in versions(stores.environment.registry_url, declaration.name)
+            if each.manifest.get("training_set") in sets
+        ),
+        dry_run=dry_run,
+    )
+
+
+def _document_key(name: str, sources: Iterable[str]) -> DocumentKey:
+    source, slash, document_id = name.partition("/")
+    if not slash or not document_id or source not in sources:
+        raise ConfigError(
+            f"document {name!r} is not source/document_id; sources: {', '.join(sorted(sources)) or 'none'}"
+        )
+    return source, document_id
+
+
+def _collections(use_case: str, catalog: sa.Engine, index: VectorIndex) -> list[str]:
+    table = schema.collections.c
+    with catalog.connect() as connection:
+        names = connection.scalars(sa.select(table.collection).where(table.use_case == use_case)).all()
+    return sorted(name for name in names if index.exists(name))
+
+
+def _about(key: str, collection: str, index: VectorIndex) -> tuple[set[DocumentKey], set[DocumentKey]]:
+    """Documents with the key as a metadata value, and those whose text contains it."""
+    meant: set[DocumentKey] = set()
+    mentioning: set[DocumentKey] = set()
+    sought = key.casefold()
+    with index.open(collection) as points:
+        scanned = points.scan(with_text=True)
+        while page := list(islice(scanned, SQL_VALUES)):
+            mentioning |= {(each.source, each.document_id) for each in page if sought in (each.text or "").casefold()}
+            for payload in points.payloads([each.point_id for each in page]).values():
+                values = (payload.get("metadata") or {}).values()
+                stated = [value for each in values for value in (each if isinstance(each, list) else [each])]
+                if any(str(value).casefold() == sought for value in stated):
+                    meant.add((payload["source"], payload["document_id"]))
+    return meant, mentioning
+
+
+def _known_by_id(key: str, collections: Sequence[str], catalog: sa.Engine) -> set[DocumentKey]:
+    table = schema.documents.c
+    query = sa.select(table.source, table.document_id).where(
+        table.collection.in_(collections), table.document_id == key
+    )
+    with catalog.connect() as connection:
+        return {(row.source, row.document_id) for row in connection.execute(query)}
+
+
+def _note(use_case: str, documents: Iterable[DocumentKey], examples: Iterable[str], catalog: sa.Engine) -> None:
+    """First of all: a sync that runs at this moment does not bring back what is about to go."""
+    noted = [*documents, *((schema.FORGOTTEN_EXAMPLES, each) for each in examples)]
+    rows = [
+        {"use_case": use_case, "source": source, "document_hash": text_hash(each), "forgotten_at": schema.now()}
+        for source, each in noted
+    ]
+    if rows:
+        with catalog.begin() as connection:
+            connection.execute(schema.insert_or_ignore(catalog, schema.forgotten), rows)
+
+
+def _take_out(collection: str, documents: Iterable[DocumentKey], catalog: sa.Engine, index: VectorIndex) -> int:
+    by_source: dict[str, list[str]] = {}
+    for source, document_id in sorted(documents):
+        by_source.setdefault(source, []).append(document_id)
+    deleted = 0
+    with index.open(collection) as points:
+        for source, ids in by_source.items():
+            deleted += points.delete(source, ids)
+        points.flush()
+    with catalog.begin() as connection:
+        for source, ids in by_source.items():
+            forget_rows(connection, collection, source, ids)
+        touch(connection, collection)
+    index.purge(collection)  # of what was deleted long ago too
+    return deleted
+
+
+# --- labelled examples, and what was made of them
+
+
+def _examples(use_case: str, keys: Sequence[str], catalog: sa.Engine) -> set[str]:
+    table = schema.examples.c
+    query = sa.select(table.example_id).where(
+        table.use_case == use_case, sa.or_(table.group.in_(keys), table.author.in_(keys))
+    )
+    with catalog.connect() as connection:
+        return set(connection.scalars(query))
+
+
+def _delete_examples(use_case: str, examples: Iterable[str], catalog: sa.Engine) -> None:
+    table = schema.examples
+    with catalog.begin() as connection:
+        for page in pages(sorted(examples)):
+            connection.execute(sa.delete(table).where(table.c.use_case == use_case, table.c.example_id.in_(page)))
+
+
+def _training_sets(use_case: str, examples: set[str], catalog: sa.Engine) -> dict[str, Path]:
+    """Folder by fingerprint of every recorded training set that has one of the examples."""
+    found = {}
+    for fingerprint, path in _artifacts(use_case, "training_set", catalog):
+        lines = (line for file in sorted(path.glob("*.jsonl")) for line in file.open(encoding="utf-8"))
+        if any(json.loads(line)["id"] in examples for line in lines):
+            found[fingerprint] = path
+    return found
+
+
+def _adapters(use_case: str, training_sets: Mapping[str, Path], catalog: sa.Engine) -> list[str]:
+    found = []
+    for _, path in _artifacts(use_case, "lora_adapter", catalog):
+        manifest = path / "manifest.json"
+        if manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["training_set"] in training_sets:
+            found.append(str(path))
+    return found
+
+
+def _artifacts(use_case: str, kind: str, catalog: sa.Engine) -> list[tuple[str, Path]]:
+    table = schema.artifacts.c
+    query = sa.select(table.fingerprint, table.path).where(table.use_case == use_case, table.kind == kind)
+    with catalog.connect() as connection:
+        return [(row.fingerprint, Path(row.path)) for row in connection.execute(query)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when done, 2 when it cannot be."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.erasure", description="Erase documents, or everything about a person, for good."
+    )
+    parser.add_argument("use_case", help=f"one of: {', '.join(declared())}")
+    parser.add_argument("--document", action="append", default=[], metavar="SOURCE/ID", help="may be repeated")
+    parser.add_argument("--key", help="a person's key: customer number, e-mail address")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be erased")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(arguments)
+    stores = Stores(Environment())
+    try:
+        declaration = load_declaration(given.use_case)
+        erasure = forget(declaration, stores, documents=given.document, key=given.key, dry_run=given.dry_run)
+    except FreshetError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    finally:
+        stores.close()
+    print(json.dumps(asdict(erasure), ensure_ascii=False, indent=2) if given.json else "\n".join(erasure.lines()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
