@@ -53,6 +53,7 @@ def parse(data: bytes, suffix: str, *, most_bytes: int = MOST_BYTES) -> Parsed:
     """
     if len(data) > most_bytes:
         raise DocumentError(f"the file has {len(data)} bytes, more than the {most_bytes} allowed: split it")
+    _refuse_empty(data)
     suffix = suffix.lower()
     if suffix in _BINARY:
         from pipelines.corpus.parsing import isolated
@@ -71,6 +72,7 @@ def parse_here(data: bytes, suffix: str, depth: int = 0) -> Parsed:
     from pipelines.corpus.parsing.office import parse_docx, parse_pptx, parse_xlsx
     from pipelines.corpus.parsing.pdf import parse_pdf
 
+    _refuse_empty(data)
     match suffix.lower():
         case ".pdf":
             return parse_pdf(data)
@@ -86,9 +88,15 @@ def parse_here(data: bytes, suffix: str, depth: int = 0) -> Parsed:
             return _parse_text(data, other)
 
 
-def _parse_text(data: bytes, suffix: str) -> Parsed:
+def _refuse_empty(data: bytes) -> None:
     if not data.strip():
         raise DocumentError(f"the file is empty ({len(data)} bytes)")
+
+
+def _parse_text(data: bytes, suffix: str) -> Parsed:
     if suffix in _OLD_OFFICE:
         raise DocumentError(f"{suffix} is the binary format of before 2007: save it as {_OLD_OFFICE[suffix]}")
-    return _TEXT.get(suffix, _TEXT[".txt"])(data)
+    parsed = _TEXT.get(suffix, _TEXT[".txt"])(data)
+    if not parsed.sections:
+        raise DocumentError("it holds no text")
+    return parsed
