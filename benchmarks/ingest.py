@@ -19,7 +19,8 @@ half way through an initial ingest, started again, and its store is compared wit
 are, cut anew by its own splitter. Times are medians of ``--repeats`` runs, contenders taking turns.
 
 ``memory_growth`` is our peak resident memory for 50,000 small documents over that for 1,000, in processes without a
-model (vectors drawn from hashes); ``memory_growth_above_start`` the same of what the ingest added to its process.
+model (vectors drawn from hashes); ``memory_growth_above_start`` is the same of what the ingest added to its process,
+``memory_growth_anonymous`` the same without the mapped pages of files.
 """
 
 from __future__ import annotations
@@ -238,6 +239,7 @@ def figures(rows: list[dict[str, Any]], bench: Bench, memory: list[dict[str, Any
         found["memory_growth"] = large["peak_mib"] / small["peak_mib"]
         above = [max(1.0, each["peak_mib"] - each["before_mib"]) for each in memory]
         found["memory_growth_above_start"] = above[1] / above[0]
+        found["memory_growth_anonymous"] = large["peak_anonymous_mib"] / small["peak_anonymous_mib"]
     return found
 
 

@@ -71,7 +71,7 @@ class CocoIndex(Contender):
     note = "LanceDB, its Qdrant target wants a server; RecursiveSplitter; fp32"
 
     def load(self, model: Path) -> None:
-        self.embedder = SentenceTransformerEmbedder(str(model), device="cpu")
+        self.embedder = SentenceTransformerEmbedder(str(model))
         self.embedder._get_model().encode(WARM_UP)  # noqa: SLF001 loads lazily otherwise, inside the first update
         self.encoding.watch(SentenceTransformer, "encode")
 

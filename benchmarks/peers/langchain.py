@@ -31,7 +31,7 @@ class LangChain(Contender):
     cleanup: Literal["incremental", "full"]
 
     def load(self, model: Path) -> None:
-        self.embeddings = HuggingFaceEmbeddings(model_name=str(model), model_kwargs={"device": "cpu"})
+        self.embeddings = HuggingFaceEmbeddings(model_name=str(model))
         self.embeddings.embed_documents(WARM_UP)
         self.encoding.watch(SentenceTransformer, "encode")
         self.splitter = RecursiveCharacterTextSplitter(chunk_size=CHUNK_CHARACTERS, chunk_overlap=0)

@@ -30,7 +30,7 @@ class LlamaIndex(Contender):
     note = "upserts_and_delete; QdrantClient(path=…); SentenceSplitter; fp32"
 
     def load(self, model: Path) -> None:
-        self.embedding = HuggingFaceEmbedding(model_name=str(model), device="cpu")
+        self.embedding = HuggingFaceEmbedding(model_name=str(model))
         self.embedding.get_text_embedding_batch(WARM_UP)
         self.encoding.watch(SentenceTransformer, "encode")
         tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
