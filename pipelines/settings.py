@@ -55,6 +55,8 @@ _VERBATIM = ("s3", "s3a", "gs", "gcs", "file", "local", "memory")  # '?' and '#'
 
 def without_credentials(url: str) -> str:
     """A path or URL as it may be shown: without user, password and query."""
+    if len(links := re.split(r"::(?=[a-z0-9+]+://)", url)) > 1:  # an archive inside of another place
+        return "::".join(map(without_credentials, links))
     scheme, found, _ = url.partition("://")
     if not found:
         return url

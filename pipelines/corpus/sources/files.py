@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from operator import attrgetter
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -17,10 +18,11 @@ from pipelines.corpus.documents import Document
 from pipelines.corpus.parsing import parse
 from pipelines.corpus.settings import FolderSource
 from pipelines.corpus.sources.base import LONGEST_ID, NOTHING_KNOWN, Known, Listed, Listing, Source, document
-from pipelines.corpus.sources.location import Location, cause, local_stamp, remote_stamp, scrub, unavailable
+from pipelines.corpus.sources.location import Location, cause, local_stamp, remote_stamp, said, unavailable
 from pipelines.errors import ConfigError, DocumentError, SourceError, SourceUnavailableError
 
 _CONNECTIONS = 8
+_PLAIN = re.compile(r"[A-Za-z0-9_.~/-]*").fullmatch  # nothing in it has to be quoted
 _DEEPEST = 64  # a web server may answer any path with the same page of relative links
 
 
@@ -31,8 +33,9 @@ class FolderDocuments(Source):
         self._settings = settings
         self._location = location
         self._matches = _matcher(settings.glob)
-        self._prefix = location.path.rstrip("/") + "/"
-        self._uri = location.uri.rstrip("/") + "/"
+        self._most = settings.max_bytes
+        self._prefix = location.path.rstrip("/") + "/" if location.path else ""  # an archive's top has no name
+        self._uri = location.uri if location.uri.endswith("/") else location.uri + "/"
         self._web = "http" in location.files.protocol
 
     def list(self, known: Known = NOTHING_KNOWN) -> Listing:
@@ -40,7 +43,7 @@ class FolderDocuments(Source):
         del known
         with unavailable(self._settings.name, self._location.shown, self._location.secrets):
             listed = [*(self._local() if self._location.local else self._remote())]
-        listed.sort(key=lambda each: each.document_id)
+        listed.sort(key=attrgetter("document_id"))
         return Listing(listed)
 
     def _local(self) -> Iterator[Listed]:
@@ -49,7 +52,7 @@ class FolderDocuments(Source):
         if os.path.isfile(root):  # noqa: PTH113 a string all the way: a Path object each would double the cost
             raise self._no_folder()
         started = time.time()
-        folders = [("", root)]
+        matches, folders = self._matches, [("", root)]
         while folders:
             inside, folder = folders.pop()
             try:
@@ -57,41 +60,43 @@ class FolderDocuments(Source):
                     for entry in entries:
                         if entry.is_dir(follow_symlinks=False):
                             folders.append((f"{inside}{entry.name}/", entry.path))
-                        elif self._matches(relative := inside + entry.name):
-                            yield from self._entry(relative, entry, started)
+                        elif matches(relative := inside + entry.name):
+                            listed = self._entry(relative, entry, started)
+                            if listed is not None:
+                                yield listed
             except FileNotFoundError as error:
                 if not inside:
                     raise
                 raise SourceUnavailableError(f"{folder} went away while it was listed: try again") from error
 
-    def _entry(self, relative: str, entry: os.DirEntry[str], started: float) -> Iterator[Listed]:
+    def _entry(self, relative: str, entry: os.DirEntry[str], started: float) -> Listed | None:
         document_id, error = self._document_id(relative)
-        uri = self._uri + quote(document_id)
+        uri = self._uri + (document_id if _PLAIN(document_id) else quote(document_id))
         if error is not None:
-            yield Listed(document_id, "?", uri, error=error)
-            return
+            return Listed(document_id, "?", uri, None, error)
         try:
             if entry.is_symlink() and entry.is_dir():
-                return
+                return None
             found = entry.stat()
             version, updated_at = local_stamp(found, started)
         except FileNotFoundError as gone:
-            if entry.is_symlink():  # leads nowhere; any other was deleted since
-                yield Listed(document_id, "?", uri, error=f"cannot be read: {gone}")
+            if not entry.is_symlink():  # deleted since
+                return None
+            return Listed(document_id, "?", uri, None, f"cannot be read: {gone}")
         except OSError as refused:
-            yield Listed(document_id, "?", uri, error=f"cannot be read: {refused}")
-        else:
-            yield Listed(document_id, version, uri, updated_at, self._too_large(found.st_size))
+            return Listed(document_id, "?", uri, None, f"cannot be read: {refused}")
+        size = found.st_size
+        return Listed(document_id, version, uri, updated_at, self._too_large(size) if size > self._most else None)
 
     def _remote(self) -> Iterator[Listed]:
         files = self._location.files
         files.invalidate_cache()
         found = [
-            (path.removeprefix(self._prefix), path, info)
+            (relative, path, info)
             for path, info in self._found()
             if path.startswith(self._prefix)
             and not path.endswith("/")  # what consoles make for an empty folder
-            and self._matches(path.removeprefix(self._prefix))
+            and self._matches(relative := path.removeprefix(self._prefix) if self._prefix else path.lstrip("/"))
         ]
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             described = pool.map(lambda each: self._described(each[1], each[2]), found)
@@ -158,9 +163,9 @@ class FolderDocuments(Source):
             asked: Mapping[str, Any] = self._location.files.info(path)
         except (FileNotFoundError, PermissionError) as error:
             if _refused(error, web=self._web):
-                return scrub(f"cannot be read: {error.__cause__ or error}", self._location.secrets)
+                return f"cannot be read: {said(error.__cause__ or error, self._location.secrets)}"
             raise SourceUnavailableError(
-                f"{self._shown(path)} cannot be read now: {scrub(repr(error.__cause__), self._location.secrets)}"
+                f"{self._shown(path)} cannot be read now: {said(error.__cause__ or error, self._location.secrets)}"
             ) from cause(error, self._location.secrets)
         return asked
 
@@ -204,15 +209,14 @@ class FolderDocuments(Source):
 
     def _fetch(self, path: str) -> bytes:
         """All of a file, never more than may be read."""
-        most = self._settings.max_bytes + 1
         try:
             with open(path, "rb") if self._location.local else self._location.files.open(path, "rb") as file:  # noqa: PTH123 a string all the way
-                data: bytes = file.read(most)
+                data: bytes = file.read(self._most + 1)
         except Exception as error:  # noqa: BLE001 object stores raise errors of their own; all are raised on
-            said = scrub(str(error.__cause__ or error), self._location.secrets)
+            why = said(error.__cause__ or error, self._location.secrets)
             if _refused(error, web=self._web):
-                raise DocumentError(f"cannot be read: {said}") from cause(error, self._location.secrets)
-            raise SourceUnavailableError(f"{self._shown(path)} cannot be read now: {said}") from cause(
+                raise DocumentError(f"cannot be read: {why}") from cause(error, self._location.secrets)
+            raise SourceUnavailableError(f"{self._shown(path)} cannot be read now: {why}") from cause(
                 error, self._location.secrets
             )
         if (too_large := self._too_large(len(data))) is not None:
@@ -222,7 +226,7 @@ class FolderDocuments(Source):
     def _parsed(self, listed: Listed, data: bytes) -> Document:
         path = PurePosixPath(listed.document_id)
         try:
-            parsed = parse(data, path.suffix, most_bytes=self._settings.max_bytes)
+            parsed = parse(data, path.suffix, most_bytes=self._most)
         except DocumentError as error:
             raise DocumentError(f"{listed.document_id}: {error}") from error
         return document(self._settings.name, listed, parsed, parsed.title or path.stem, parsed.metadata)
@@ -237,8 +241,8 @@ class FolderDocuments(Source):
         return relative, None
 
     def _too_large(self, size: int) -> str | None:
-        most = self._settings.max_bytes
-        return f"it has more than max_bytes={most} bytes: split it, or raise the limit" if size > most else None
+        more = f"it has more than max_bytes={self._most} bytes: split it, or raise the limit"
+        return more if size > self._most else None
 
     def _no_folder(self) -> SourceError:
         return SourceError(

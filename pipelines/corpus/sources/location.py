@@ -62,15 +62,16 @@ def locate(url: str, base: Path, options: Mapping[str, Any] | None = None) -> Lo
         raise ConfigError(f"url {shown!r} needs a package that is not installed: {error}") from error
     except ValueError as error:
         known = ", ".join(sorted(fsspec.available_protocols()))
-        said = scrub(str(error), secrets)
-        raise ConfigError(f"url {shown!r} cannot be used: {said}; protocols: {known}") from cause(error, secrets)
+        why = scrub(str(error), secrets)
+        raise ConfigError(f"url {shown!r} cannot be used: {why}; protocols: {known}") from cause(error, secrets)
     except TypeError as error:
-        said = scrub(str(error), secrets)
-        raise ConfigError(f"url {shown!r} does not take its options: {said}") from cause(error, secrets)
+        why = scrub(str(error), secrets)
+        raise ConfigError(f"url {shown!r} does not take its options: {why}") from cause(error, secrets)
     except OSError as error:  # an archive is opened at once
-        said = scrub(str(error), secrets)
-        raise SourceUnavailableError(f"url {shown!r} cannot be opened: {said}") from cause(error, secrets)
-    return Location(files, at, shown, path or bool(getattr(files, "local_file", False)), secrets)
+        why = scrub(str(error), secrets)
+        raise SourceUnavailableError(f"url {shown!r} cannot be opened: {why}") from cause(error, secrets)
+    local = path or isinstance(files, fsspec.get_filesystem_class("file"))
+    return Location(files, at, shown, local, secrets)
 
 
 def secrets_of(url: str) -> tuple[str, ...]:
@@ -104,6 +105,11 @@ def scrub(text: str, secrets: tuple[str, ...]) -> str:
     return text
 
 
+def said(error: BaseException, secrets: tuple[str, ...]) -> str:
+    """What an error says; never its ``repr``, which may hold a request's headers."""
+    return scrub(f"{type(error).__name__}: {error}", secrets)
+
+
 def cause(error: BaseException, secrets: tuple[str, ...]) -> BaseException | None:
     """The ``error`` to raise from, unless its own traceback says a secret."""
     said = "".join(traceback.format_exception(error)) if secrets else ""
@@ -117,16 +123,24 @@ def unavailable(name: str, shown: str, secrets: tuple[str, ...] = ()) -> Iterato
         yield
     except FreshetError:
         raise
-    except FileNotFoundError as error:
-        raise SourceError(f"source {name!r}: {shown} does not exist; correct its url, or bring it back") from cause(
-            error, secrets
-        )
-    except PermissionError as error:
-        said = scrub(str(error), secrets)
-        raise SourceError(f"source {name!r}: {shown} may not be read: {said}; allow it") from cause(error, secrets)
     except Exception as error:  # noqa: BLE001 object stores raise errors of their own; all are raised on
-        said = scrub(repr(error), secrets)
-        raise SourceUnavailableError(f"source {name!r}: {shown} cannot be read now: {said}") from cause(error, secrets)
+        # fsspec calls every failure to describe a page "not found"; what caused it tells more.
+        reason = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+        status, why = getattr(reason, "status", None), said(reason, secrets)
+        wrong: FreshetError
+        if isinstance(reason, PermissionError) or status in (401, 403):
+            wrong = SourceError(f"source {name!r}: {shown} may not be read: {why}; allow it")
+        elif status in (404, 410) or (
+            isinstance(error, FileNotFoundError) and status is None and not _is_disturbance(reason)
+        ):
+            wrong = SourceError(f"source {name!r}: {shown} does not exist; correct its url, or bring it back")
+        else:
+            wrong = SourceUnavailableError(f"source {name!r}: {shown} cannot be read now: {why}")
+        raise wrong from cause(error, secrets)
+
+
+def _is_disturbance(reason: BaseException) -> bool:
+    return isinstance(reason, OSError | TimeoutError) and not isinstance(reason, FileNotFoundError)
 
 
 def local_stamp(found: os.stat_result, now: float) -> tuple[str, datetime | None]:

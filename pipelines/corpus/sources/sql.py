@@ -155,7 +155,7 @@ class SqlDocuments(Source):
                     if error is None and (updated_at is None or updated_at + _tick(stamp) >= cutoff):
                         unsettled.add(key)
                 seen.add(key)
-        for key, row in self._fetch(connection, [*unsettled]):
+        for key, row in self._fetch(connection, set(unsettled)):
             if key in unsettled:
                 unsettled.remove(key)
                 version = f"{listed[key].version}~{fingerprint(dict(row))[:32]}"

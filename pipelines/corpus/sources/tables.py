@@ -90,7 +90,7 @@ class TableDocuments(Source):
         location, name = self._location, self._settings.name
         with unavailable(name, location.shown, location.secrets):
             location.files.invalidate_cache()
-            if location.files.isdir(location.path) and "http" not in location.files.protocol:
+            if "http" not in location.files.protocol and location.files.isdir(location.path):
                 raise SourceError(f"source {name!r}: {location.shown} is a folder; a table source needs a file")
             if location.local:
                 version: str | None = local_stamp(Path(location.path).stat(), time.time())[0]

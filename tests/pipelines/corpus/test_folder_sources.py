@@ -6,6 +6,8 @@ import threading
 import time
 import timeit
 import traceback
+import zipfile
+from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,10 +18,11 @@ from typing import Any, ClassVar
 import pytest
 
 from pipelines.corpus.documents import Document
-from pipelines.corpus.settings import FolderSource
+from pipelines.corpus.settings import FolderSource, TableSource
 from pipelines.corpus.sources import open_source
 from pipelines.corpus.sources.base import Source
 from pipelines.errors import ConfigError, DocumentError, SourceError, SourceUnavailableError
+from pipelines.settings import without_credentials
 
 
 def folder(base: Path, **settings: Any) -> Source:
@@ -321,7 +324,7 @@ def test_index_pages_of_a_web_server_are_a_folder(site: str, *, tags: bool) -> N
 @pytest.mark.parametrize(
     ("path", "answer", "error"),
     [
-        ("/docs/sub/", (403, b""), SourceUnavailableError),
+        ("/docs/sub/", (403, b""), SourceError),
         ("/docs/sub/", (404, b""), SourceUnavailableError),
         ("/docs/sub/b.md", (500, b""), SourceUnavailableError),
         ("/docs", (404, b""), SourceError),
@@ -362,20 +365,63 @@ def test_a_web_server_that_is_away_is_unavailable(site: str) -> None:
     ("address", "options"),
     [
         ("http://user:pass-word@{}", {}),
+        ("http://refused:pass-word@{}", {}),
         ("http://{}?token=pass-word", {}),
         ("http://{}", {"headers": {"X": "pass-word"}}),
     ],
 )
 def test_secrets_of_the_url_and_the_options_are_in_no_message(site: str, address: str, options: dict[str, Any]) -> None:
     place = site.removeprefix("http://").replace("docs", "nowhere")
+    Site.answers["/nowhere"] = (500 if "refused" in address else 404, b"")
     settings = FolderSource(name="d", type="folder", url=address.format(place), options=options)
     assert settings.origin == f"http://{place}"
-    with pytest.raises(SourceError) as caught:
+    with pytest.raises((SourceError, SourceUnavailableError)) as caught:
         open_source(settings, base=Path("/")).list()
     lines = "".join(traceback.format_exception(caught.value)) + str(options and repr(settings))
     assert "pass-word" not in lines
+    assert b64encode(b"refused:pass-word").decode() not in lines
 
 
 def test_a_file_system_that_lacks_an_option_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"options: .*'org'"):
         folder(tmp_path, url="github://documents")
+
+
+@pytest.mark.parametrize("chained", ["zip://::{}", "zip://docs::{}"])
+def test_an_archive_is_a_folder(tmp_path: Path, chained: str) -> None:
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("docs/a.md", "first")
+    source = folder(tmp_path, url=chained.format(tmp_path / "all.zip"))
+    assert [text(found) for _, found in source.read_all(source.list().documents)] == ["first"]
+
+
+def test_a_table_on_a_web_server(site: str) -> None:
+    """I7"""
+    Site.answers["/docs/t.csv"] = (200, b"id,name\n1,Pump\n")
+    settings = TableSource(name="t", type="table", url=f"{site}/t.csv", key="id", text="{name}")
+    source = open_source(settings, base=Path("/"))
+    assert [text(found) for _, found in source.read_all(source.list().documents)] == ["Pump"]
+    for status, error in ((404, SourceError), (403, SourceError), (500, SourceUnavailableError)):
+        Site.answers["/docs/t.csv"] = (status, b"")
+        with pytest.raises(error):
+            source.list()
+    away = settings.model_copy(update={"url": "http://127.0.0.1:9/t.csv"})
+    with pytest.raises(SourceUnavailableError):
+        open_source(away, base=Path("/")).list()
+    source.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://user:pa/ss@host/x@y?token=pass", "https://user:pa/ss@host/x@y"),  # by the standard, user is the host
+        ("https://user:p@ss@host/x@y?token=p@ss#p@ss", "https://host/x@y"),
+        ("postgresql://user:p@ss/w@host:5432/db?password=p@ss/w", "postgresql://host:5432/db"),
+        ("s3://bucket/a?b#c@d", "s3://bucket/a?b#c@d"),
+        ("zip://docs::https://user:p@ss@host/x.zip", "zip://docs::https://host/x.zip"),
+        ("sqlite:///a@b/c#d.db", "sqlite:///a@b/c#d.db"),
+        ("a/b@c?d#e", "a/b@c?d#e"),
+    ],
+)
+def test_urls_are_shown_without_credentials(url: str, shown: str) -> None:
+    assert without_credentials(url) == shown
