@@ -113,9 +113,9 @@ def _chunk_section(section: Section, counter: TokenCounter, chunk_tokens: int) -
 def _heading_path(headings: tuple[str, ...], counter: TokenCounter, most: int) -> tuple[str, int, bool]:
     """The path in at most ``most`` tokens, innermost headings first to stay; its tokens; and whether it is whole."""
     paths = [" > ".join(headings[start:]) for start in range(len(headings))] or [""]
-    for start, tokens in enumerate(_sizes(paths, counter, special=True)):
-        if tokens <= most:
-            return paths[start], tokens, start == 0
+    for start, path in enumerate(paths):
+        if (tokens := _sizes([path], counter, special=True)[0]) <= most:
+            return path, tokens, start == 0
     text = paths[-1]
     while (tokens := _sizes([text], counter, special=True)[0]) > most:
         text = text[: len(text) * 3 // 4]
