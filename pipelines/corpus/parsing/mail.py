@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from email import errors, message_from_bytes, policy
 from email.message import EmailMessage, MIMEPart
+from email.utils import parsedate_to_datetime
 from pathlib import PurePath
 
 from pipelines.corpus.parsing.markup import parse_html
@@ -37,9 +38,7 @@ def parse_mail(data: bytes, depth: int, parse: Callable[[bytes, str, int], Parse
         raise DocumentError(f"it is no mail: it has none of the headers {', '.join(_DATED)}")
     subject = _header(message, "Subject")
     outline = Outline(subject or None)
-    sent = message["Date"].datetime if message["Date"] is not None else None
-    stated = {name: _header(message, name) for name in ("From", "To", "Cc")}
-    lines = {**stated, "Date": sent.isoformat() if sent else _header(message, "Date")}
+    lines = {**{name: _header(message, name) for name in ("From", "To", "Cc")}, "Date": _sent(message)}
     for name, value in lines.items():
         if value:
             outline.add(f"{name}: {value}", tight=True)
@@ -54,7 +53,25 @@ def parse_mail(data: bytes, depth: int, parse: Callable[[bytes, str, int], Parse
 
 
 def _header(message: MIMEPart, name: str) -> str:
-    return collapse(readable(", ".join(str(value) for value in message.get_all(name, []))))
+    values = [str(raw) for key, raw in message.raw_items() if key.lower() == name.lower()]
+    return collapse(readable(", ".join(str(_parsed(name, value)) for value in values)))
+
+
+def _parsed(name: str, value: str) -> str:
+    """One header without its encoding; raw where Python's parser trips over it, in UTF-8 where it is not encoded."""
+    text = " ".join(value.encode("ascii", "surrogateescape").decode("utf-8", "replace").splitlines())
+    try:
+        return str(policy.default.header_factory(name, text))
+    except (errors.MessageError, AttributeError, LookupError, TypeError, ValueError):
+        return text
+
+
+def _sent(message: EmailMessage) -> str:
+    stated = _header(message, "Date")
+    try:
+        return parsedate_to_datetime(stated).isoformat()
+    except ValueError:
+        return stated
 
 
 def _add_parts(

@@ -251,6 +251,13 @@ def test_text_of_a_mail_in_another_character_set_is_read() -> None:
     assert outline(parse(bytes(message), ".eml"))[-1][1][-1] == "Käse für 5 €"
 
 
+def test_headers_of_a_mail_that_are_malformed_or_not_encoded_are_kept_as_they_are() -> None:
+    raw = "From: =?bogus?q?x?= <\nSubject: Räder\nDate: soon\n\nText.\n"
+    parsed = parse(raw.encode(), ".eml")
+    assert parsed.metadata == {"from": "=?bogus?q?x?= <", "subject": "Räder", "date": "soon"}
+    assert outline(parsed) == [("Räder", ["From: =?bogus?q?x?= <", "Date: soon", "Text."])]
+
+
 # --- all
 
 
