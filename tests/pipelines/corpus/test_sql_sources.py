@@ -19,6 +19,7 @@ from pipelines.corpus.sources import open_source
 from pipelines.corpus.sources import sql as module
 from pipelines.corpus.sources.base import NOTHING_KNOWN, Known, Listing, Source
 from pipelines.errors import ConfigError, DocumentError, SourceError, SourceUnavailableError
+from tests.pipelines.corpus.conftest import Corpus
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -582,3 +583,37 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
 )
 def test_a_mark_of_deletion_is_true_or_any_time(value: Any, *, marked: bool) -> None:
     assert module._is_marked(value) is marked
+
+
+def test_a_sync_of_a_database_embeds_what_changed_and_withholds_too_many_deletions(
+    edge_corpus: Corpus, clock: Callable[[datetime], None]
+) -> None:
+    """I7, I10, I14, I18, through the real sync and index."""
+    database = Database("sqlite:///parts.db", edge_corpus.folder)
+    for key in range(1, 7):
+        database.put(key, f"Part {key} is a valve of size {key}.", NOON - timedelta(days=key), gone=False)
+    given = {"key": "id", "text": "{name}", "updated_at": "at", "deleted": "gone", "incremental": True}
+    strict = {"max_deletions": 1, "max_deleted_share": 0.1}
+    source = SqlSource(name="docs", type="sql", url="sqlite:///parts.db", table="parts", **given, **strict)
+    assert edge_corpus.sync(source).embedded == 6
+    assert edge_corpus.sync(source).embedded == 0
+    database.put(2, "Part 2 is a valve of size 2.", NOON, gone=False)  # touched
+    database.put(3, "Part 3 is a pump.", NOON, gone=False)
+    database.put(4, "Part 4 with \x00 in it", NOON, gone=False)
+    report = edge_corpus.sync(source)
+    assert (report.changed, report.embedded) == (1, 1)
+    assert [key for key, _ in report.failures] == ["4"]
+    clock(NOON + timedelta(hours=1))
+    report = edge_corpus.sync(source)
+    assert (report.embedded, [key for key, _ in report.failures]) == (0, ["4"])
+    database.put(4, "Part 4 is mended.", NOON + timedelta(hours=1), gone=False)
+    for key in (5, 6):
+        database.put(key, "", NOON + timedelta(hours=1), gone=True)
+    report = edge_corpus.sync(source)
+    assert (report.embedded, report.failures, report.deleted, report.withheld) == (1, (), 0, ("5", "6"))
+    clock(NOON + timedelta(hours=9))
+    database.put(1, "Part 1 is a valve of size 1.", NOON + timedelta(hours=8), gone=False)
+    assert edge_corpus.sync(source).withheld == ("5", "6")
+    report = edge_corpus.sync(source, approve_deletions=2)
+    assert (report.deleted, report.withheld, report.embedded) == (2, (), 0)
+    assert sorted(set(edge_corpus.points(report.collection).values())) == ["1", "2", "3", "4"]
