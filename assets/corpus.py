@@ -107,7 +107,7 @@ def document_index_asset(declaration: Declaration, folder: Path) -> dg.AssetsDef
 
 
 def index_check(declaration: Declaration) -> dg.AssetChecksDefinition:
-    """Index against catalog, point by point, whenever somebody wants to know."""
+    """Index against catalog, whenever somebody wants to know; point by point where the numbers differ."""
 
     @dg.asset_check(
         asset=[declaration.name, "document_index"],
@@ -122,6 +122,7 @@ def index_check(declaration: Declaration) -> dg.AssetChecksDefinition:
                 declared=[source.name for source in declaration.sources],
                 catalog=stores.catalog,
                 index=stores.index,
+                mode="sampled",
             )
         return dg.AssetCheckResult(passed=audit.clean, description=str(audit))
 

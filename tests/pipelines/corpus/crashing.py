@@ -1,10 +1,11 @@
 """A real index and catalog that stop at the n-th step, by an exception or by SIGKILL.
 
-Run as a program, it is a sync that kills itself: ``python -m tests.pipelines.corpus.crashing HOME DOCUMENTS STEP``.
+Run as a program, it makes syncs that kill themselves: ``python -m tests.pipelines.corpus.crashing``.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -122,6 +123,17 @@ def sync(home: Path, documents: Path, steps: Steps | None = None, *, batch_chunk
         catalog.dispose()
 
 
+def _die_on_request() -> None:
+    """For each line of JSON [home, documents, step] a process that kills itself there; prints how each one ended."""
+    for line in sys.stdin:
+        home, documents, step = json.loads(line)
+        child = os.fork()  # nothing of the engines is loaded yet, and no thread runs: forking is safe
+        if child == 0:
+            sync(Path(home), Path(documents), Steps(step, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
 if __name__ == "__main__":
-    home, documents, step = sys.argv[1:]
-    sync(Path(home), Path(documents), Steps(int(step), lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    _die_on_request()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from pipelines.corpus.edge import EdgeIndex
 from pipelines.environment import REPOSITORY
 from tests.pipelines.corpus.crashing import Crash, Steps, sync
 
+PARTS = 4
+"""The kills are shared out among this many tests, which run side by side."""
+
 
 def section(name: str, number: int) -> str:
     return f"## Step {number}\n\nThe {name} needs {number * 7} turns.\n\n"
@@ -26,16 +30,24 @@ def section(name: str, number: int) -> str:
 
 def before(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("edited", "gone", "renamed", "same"):
+    for name in (
+        "same",
+        "gone-1",
+        "gone-2",
+        *(f"{kind}-{number}" for kind in ("edited", "renamed") for number in range(5)),
+    ):
         (folder / f"{name}.md").write_text("".join(section(name, number) for number in range(3)))
 
 
 def after(folder: Path) -> None:
-    """An edit, a deletion, a rename, an addition, and a document that cannot be read any more."""
-    (folder / "edited.md").write_text(section("edited", 9) + section("edited", 1) + section("edited", 2))
-    (folder / "gone.md").unlink()
-    (folder / "renamed.md").rename(folder / "under-a-new-name.md")
-    (folder / "new.md").write_text(section("new", 1) + section("gone", 1))
+    """Edits, deletions, renames, additions, and text that moves from one document to another."""
+    for number in range(5):
+        name = f"edited-{number}"
+        (folder / f"{name}.md").write_text(section(name, 9) + section(name, 1) + section(name, 2))
+        (folder / f"renamed-{number}.md").rename(folder / f"under-a-new-name-{number}.md")
+        (folder / f"new-{number}.md").write_text(section(f"new-{number}", 1) + section("gone-1", 1))
+    (folder / "gone-1.md").unlink()
+    (folder / "gone-2.md").unlink()
 
 
 def state(home: Path) -> dict[str, Any]:
@@ -86,63 +98,75 @@ def copied(root: Path) -> Iterator[Path]:
         shutil.rmtree(home)
 
 
-def test_the_steps_cover_every_kind_of_write(started: Path) -> None:
+def names_of(started: Path) -> list[str]:
+    """Every step of the sync, by what was just done."""
     steps = Steps()
     with copied(started) as home:
         sync(home, started / "documents", steps)
-    assert len(steps.names) >= 15
+    return steps.names
+
+
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Callable[[Path, Path, int], int]]:
+    """Starts a sync in a process of its own that is killed at a step; returns how it ended."""
+    program = [sys.executable, "-m", "tests.pipelines.corpus.crashing"]
+    with subprocess.Popen(program, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def kill(home: Path, documents: Path, step: int) -> int:
+            print(json.dumps([str(home), str(documents), step]), file=process.stdin, flush=True)
+            return int(process.stdout.readline())
+
+        yield kill
+        process.stdin.close()
+
+
+def test_the_steps_cover_every_kind_of_write(started: Path) -> None:
+    names = names_of(started)
+    assert len(names) >= 50
     # A file that was written just before it was listed is read again, and then only its payload is set.
-    assert set(steps.names) - {"after set_payload"} == {
+    assert set(names) - {"after set_payload"} == {
         "before commit", "in upsert", "after upsert", "after delete", "after flush", "after optimise",
     }  # fmt: skip
 
 
-def test_a_sync_that_stops_at_any_step_is_finished_by_the_next(started: Path, expected: dict[str, Any]) -> None:
-    """I9"""
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_sync_that_is_killed_at_any_step_is_finished_by_the_next(
+    started: Path, expected: dict[str, Any], killer: Callable[[Path, Path, int], int], part: int
+) -> None:
+    """I9: SIGKILL at every write boundary; no handler runs, nothing is closed."""
     assert expected["audit"].endswith("clean")
-    step = 0
-    while True:
+    names = names_of(started)
+    for step in range(part, len(names), PARTS):
         with copied(started) as home:
-            steps = Steps(step)
-            try:
-                sync(home, started / "documents", steps)
-            except Crash:
-                report = sync(home, started / "documents")
-            else:
-                break
-            assert state(home) == expected, f"after a stop {steps.names[-1]!r}, step {step}"
-            assert report.embedded <= 3
-            if step % 5 == 0:
-                third = sync(home, started / "documents")
-                assert (third.embedded, third.reused, third.points_deleted, third.unchanged) == (0, 0, 0, 4)
-        step += 1
-    assert step >= 15
+            assert killer(home, started / "documents", step) == -signal.SIGKILL
+            report = sync(home, started / "documents")
+            assert state(home) == expected, f"killed {names[step]!r}, step {step}"
+            assert report.embedded <= 10, "what was new, at most"
 
 
-def test_a_first_sync_that_stops_is_finished_by_the_next(started: Path, tmp_path: Path) -> None:
+def test_a_first_sync_that_is_killed_is_finished_by_the_next(
+    started: Path, tmp_path: Path, killer: Callable[[Path, Path, int], int]
+) -> None:
     """I9"""
     sync(tmp_path / "undisturbed", started / "documents")
-    for step in (0, 1, 3, 5, 8):
+    for step in (0, 1, 3, 5, 8, 21):
         home = tmp_path / str(step)
-        with pytest.raises(Crash):
-            sync(home, started / "documents", Steps(step))
+        home.mkdir()
+        assert killer(home, started / "documents", step) == -signal.SIGKILL
         sync(home, started / "documents")
         assert state(home) == state(tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("stopped", ["in upsert", "after upsert", "after delete", "after flush"])
-def test_a_killed_sync_is_finished_by_the_next(started: Path, expected: dict[str, Any], stopped: str) -> None:
-    """I9: no handler runs, nothing is closed."""
-    with copied(started) as home:
-        steps = Steps()
-        sync(home, started / "documents", steps)
-    with copied(started) as home:
-        step = steps.names.index(stopped)
-        arguments = [str(home), str(started / "documents"), str(step)]
-        program = [sys.executable, "-m", "tests.pipelines.corpus.crashing", *arguments]
-        assert subprocess.run(program, cwd=REPOSITORY).returncode == -signal.SIGKILL
-        sync(home, started / "documents")
-        assert state(home) == expected
+def test_a_sync_that_fails_at_a_step_closes_what_it_holds(started: Path, expected: dict[str, Any]) -> None:
+    """I9: an exception, which the threads have to hand on, instead of a kill."""
+    for step in (0, 2, 7, 20):
+        with copied(started) as home:
+            with pytest.raises(Crash):
+                sync(home, started / "documents", Steps(step))
+            sync(home, started / "documents")
+            assert state(home) == expected
 
 
 def test_a_half_written_document_that_cannot_be_read_any_more_is_taken_out(tmp_path: Path) -> None:
