@@ -152,7 +152,7 @@ class SqlDocuments(Source):
                     updated_at, error = _when(stamp)
                     version = f"{updated_at.isoformat()}-{self._documents.look}" if updated_at else "?"
                     listed[key] = Listed(key, version, self._documents.uri(key), updated_at, error)
-                    if error is None and (updated_at is None or updated_at + _tick(stamp) >= cutoff):
+                    if error is None and (updated_at is None or updated_at >= cutoff - _tick(stamp)):
                         unsettled.add(key)
                 seen.add(key)
         for key, row in self._fetch(connection, set(unsettled)):
@@ -162,8 +162,10 @@ class SqlDocuments(Source):
                 listed[key] = replace(listed[key], version=version)
             else:
                 fail_twice(key)
-        # What is still unsettled was deleted between the two statements.
-        return [each for key, each in listed.items() if key not in unsettled], deleted - listed.keys()
+        for key in unsettled:  # never taken for deleted by this listing: the next one tells
+            error = f"{key}: went away while it was listed, or its key does not find it"
+            listed[key] = replace(listed[key], error=error)
+        return [*listed.values()], deleted - listed.keys()
 
     def read(self, listed: Listed) -> Document:
         """Fill in the templates."""
@@ -332,6 +334,10 @@ class SqlDocuments(Source):
             raise
         except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
             raise self._meaning(error) from cause(error, self._secrets)
+        except (ValueError, OverflowError) as error:  # of a driver, such as a year before 1 or after 9999
+            raise SourceError(
+                f"{self._name}: a value cannot be read: {scrub(str(error), self._secrets)}; make it text in a 'query'"
+            ) from cause(error, self._secrets)
 
     def _meaning(self, error: Exception) -> FreshetError:
         driver: Any = getattr(error, "orig", None) or error

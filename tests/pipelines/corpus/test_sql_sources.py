@@ -477,6 +477,37 @@ def test_keys_of_every_kind_are_found_again(postgres: str, tmp_path: Path, kind:
     assert texts(database.source(table="public.parts")) == {key: "Pump"}
 
 
+def test_a_row_that_its_key_does_not_find_is_a_failure_and_not_gone(postgres: str, tmp_path: Path) -> None:
+    """I7, I19: single precision 0.1 is not equal to the 0.1 that is asked for."""
+    database = Database(postgres, tmp_path)
+    database.do("DROP TABLE parts")
+    database.do("CREATE TABLE parts (id REAL PRIMARY KEY, name TEXT, at TIMESTAMP)")
+    database.do("INSERT INTO parts VALUES (0.1, 'Pump', now())")
+    [each] = database.source().list().documents
+    assert "its key does not find it" in str(each.error)
+
+
+@pytest.mark.parametrize("stamp", ["infinity", "-infinity", "9999-12-31 23:59:59", "0001-01-01", "0001-01-01 BC"])
+@pytest.mark.parametrize("kind", ["TIMESTAMPTZ", "TIMESTAMP", "DATE"])
+def test_times_that_no_calendar_has_hide_nothing(
+    postgres: str, tmp_path: Path, clock: Callable[[datetime], None], stamp: str, kind: str
+) -> None:
+    """I10, I19"""
+    database = Database(postgres, tmp_path)
+    database.do("DROP TABLE parts")
+    database.do(f"CREATE TABLE parts (id INTEGER PRIMARY KEY, name TEXT, at {kind})")
+    for key, at in enumerate((stamp, "2026-05-01 11:55"), 1):
+        database.do(f"INSERT INTO parts VALUES ({key}, 'Part', '{at}')")  # noqa: S608 our own values
+    source = database.source(incremental=True)
+    if stamp.endswith("BC"):
+        with pytest.raises(SourceError, match="a value cannot be read"):
+            source.list()
+        return
+    listing = source.list()
+    again = source.list(Known(versions(listing), (), listing.state))
+    assert "2" in {each.document_id for each in again.documents if each.error is None}
+
+
 def test_a_query_that_takes_too_long_is_ended(postgres: str, tmp_path: Path) -> None:
     """I7"""
     database = Database(postgres, tmp_path)
