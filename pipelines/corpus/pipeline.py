@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from pipelines import catalog as schema
 from pipelines.corpus.chunking import CHUNKER_VERSION
-from pipelines.corpus.embedding import Embedder, open_embedder
+from pipelines.corpus.embedding import Embedder, comparable, open_embedder
 from pipelines.corpus.index import PAYLOAD_VERSION
 from pipelines.corpus.parsing import PARSER_VERSION
 from pipelines.corpus.settings import RetrievalSettings
@@ -53,10 +53,10 @@ def embedder_of(retrieval: RetrievalSettings, built: Mapping[str, Any] | None = 
     """The embedder that ``retrieval`` configures, computing as the one that ``built`` vectors where that is given.
 
     Raises:
-        ConfigError: it is not there, or takes fewer tokens than a chunk may have.
+        ConfigError: it is not there, cannot compute like that here, or takes fewer tokens than a chunk may have.
     """
-    precision = None if built is None else built.get("precision")
-    embedder = open_embedder(retrieval.embedder, retrieval.embedder_revision, precision)
+    how = {} if built is None else {name: built.get(name) for name in ("precision", "backend")}
+    embedder = open_embedder(retrieval.embedder, retrieval.embedder_revision, **how)
     if retrieval.chunk_tokens > embedder.max_tokens:
         raise ConfigError(
             f"chunk_tokens {retrieval.chunk_tokens} exceeds the {embedder.max_tokens} tokens that {retrieval.embedder} "
@@ -76,8 +76,10 @@ def wanted_pipeline(use_case: str, retrieval: RetrievalSettings, embedder: Embed
     return Pipeline(collection_name(use_case, facts), embedder, retrieval, facts)
 
 
-def held_pipeline(catalog: sa.Engine, collection: str) -> Pipeline:
+def held_pipeline(catalog: sa.Engine, collection: str, *, to_write: bool) -> Pipeline:
     """The pipeline of an existing collection, as far as this code can still run it.
+
+    To write into it takes the very same embedder, backend and precision included; to ask it, the same weights.
 
     Raises:
         ConfigError: its embedder is not there any more, or has other weights.
@@ -89,8 +91,9 @@ def held_pipeline(catalog: sa.Engine, collection: str) -> Pipeline:
     if row.retrieval is None:
         raise ConfigError(f"collection {collection} is of an earlier version, which kept no settings")
     retrieval = RetrievalSettings.model_validate(row.retrieval)
-    embedder = embedder_of(retrieval, row.pipeline["embedder"])
-    if dict(embedder.identity) != row.pipeline["embedder"]:
+    built = row.pipeline["embedder"]
+    embedder = embedder_of(retrieval, built if to_write else None)
+    if not (dict(embedder.identity) == built if to_write else comparable(built, embedder.identity)):
         raise ConfigError(
             f"collection {collection} was built by other weights or another backend of {retrieval.embedder}"
         )

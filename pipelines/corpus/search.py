@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from pipelines.catalog import collections, served_collections
-from pipelines.corpus.embedding import Embedder, open_embedder
+from pipelines.corpus.embedding import Embedder, comparable, open_embedder
 from pipelines.corpus.filters import Filters, conditions_of, may_read, readable_by
 from pipelines.corpus.fusion import fused
 from pipelines.corpus.index import Collection, Condition, Query, Scored, VectorIndex
@@ -136,7 +136,7 @@ def search(
     conditions = conditions_of(filters or {}, retrieval.metadata)
     who = _named_principals(principals)
     query = (
-        sa.select(served_collections.c.collection, collections.c.pipeline)
+        sa.select(served_collections.c.collection, collections.c.pipeline, collections.c.retrieval)
         .join(collections, collections.c.collection == served_collections.c.collection)
         .where(served_collections.c.use_case == use_case)
     )
@@ -150,9 +150,12 @@ def search(
         conditions += (readable_by(who),)
     vector = None
     if retrieval.mode != "words" or not _has_words(served.pipeline):
-        vector = _embedder_of(served.collection, served.pipeline, use_case, retrieval, embedder).encode_question(
-            question
-        )
+        built = served.pipeline["embedder"]
+        if embedder is None:  # the index may have been made by settings that are about to be replaced
+            made_by = retrieval if served.retrieval is None else RetrievalSettings.model_validate(served.retrieval)
+            embedder = open_embedder(made_by.embedder, made_by.embedder_revision)
+        _check_embedder(served.collection, built, embedder, use_case)
+        vector = embedder.encode_question(question)
     reranker = _reranker(retrieval)
     with index.open(served.collection) as points:
         _check_fields(points, conditions, use_case)
@@ -291,22 +294,12 @@ def _reranker(retrieval: RetrievalSettings) -> Reranker | None:
     return open_reranker(retrieval.reranker, retrieval.reranker_revision)
 
 
-def _embedder_of(
-    collection: str,
-    pipeline: Mapping[str, Any],
-    use_case: str,
-    retrieval: RetrievalSettings,
-    embedder: Embedder | None,
-) -> Embedder:
-    built = pipeline["embedder"]
-    if embedder is None:  # in the precision of the index, which may have been built on other hardware
-        embedder = open_embedder(retrieval.embedder, retrieval.embedder_revision, built.get("precision"))
-    if built != dict(embedder.identity):
+def _check_embedder(collection: str, built: Mapping[str, Any], embedder: Embedder, use_case: str) -> None:
+    if not comparable(built, embedder.identity):
         raise ConfigError(
             f"{collection} was built with {_named(built)}, and {_named(dict(embedder.identity))} is configured: their "
             f"vectors do not compare. Run the job {use_case}_refresh, which builds an index with the new embedder"
         )
-    return embedder
 
 
 def _named(identity: Mapping[str, object]) -> str:

@@ -267,15 +267,17 @@ def _scores(
     fresh = _scored(use_case, wanted.collection, revision, written, golden_settings.k, catalog)
     if fresh and not switching:
         return None
-    golden = written or generate_golden(_titles(wanted.collection, catalog), golden_settings.generated)
-    questions = match_documents(golden, _documents(wanted.collection, catalog))
+    # Of both: a document that only the served one could read is a miss of the new one, not a question less.
+    asked = [wanted.collection, *([served] if switching and served is not None else [])]
+    golden = written or generate_golden(_titles(asked, catalog), golden_settings.generated)
+    questions = match_documents(golden, _documents(asked, catalog))
     quality = _ask(wanted, questions, index)
     comparison = None
     if switching and served is not None:
         try:
             comparison = compare(
                 quality,
-                _ask(held_pipeline(catalog, served), questions, index, k=golden_settings.k),
+                _ask(held_pipeline(catalog, served, to_write=False), questions, index, k=golden_settings.k),
                 max_drop=golden_settings.max_drop,
             )
         except ConfigError as error:
@@ -301,17 +303,17 @@ def _ask(pipeline: Pipeline, questions: MatchedQuestions, index: VectorIndex, k:
     return score_rankings(questions.questions, rankings, k)
 
 
-def _titles(collection: str, catalog: sa.Engine) -> list[tuple[str, str, str]]:
+def _titles(collections: Sequence[str], catalog: sa.Engine) -> list[tuple[str, str, str]]:
     table = schema.documents.c
     query = sa.select(table.source, table.document_id, table.title)
     with catalog.connect() as connection:
-        held = query.where(table.collection == collection, table.chunks > 0)
+        held = query.where(table.collection.in_(collections), table.chunks > 0).distinct()
         return [(row[0], row[1], row[2]) for row in connection.execute(held)]
 
 
-def _documents(collection: str, catalog: sa.Engine) -> list[tuple[str, str, str]]:
+def _documents(collections: Sequence[str], catalog: sa.Engine) -> list[tuple[str, str, str]]:
     table = schema.documents.c
-    query = sa.select(table.source, table.document_id, table.uri).where(table.collection == collection)
+    query = sa.select(table.source, table.document_id, table.uri).where(table.collection.in_(collections)).distinct()
     with catalog.connect() as connection:
         return [(row[0], row[1], row[2]) for row in connection.execute(query)]
 

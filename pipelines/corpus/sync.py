@@ -188,7 +188,7 @@ class _ServedTarget:
         if name is None or name == wanted.collection or not wanted.index.exists(name):
             return
         try:
-            self._target = replace(wanted, pipeline=held_pipeline(wanted.catalog, name))
+            self._target = replace(wanted, pipeline=held_pipeline(wanted.catalog, name, to_write=True))
         except ConfigError as error:
             options.progress(f"{wanted.source}: {name} answers as it is until {wanted.collection} is served: {error}")
 
@@ -218,7 +218,9 @@ def _sync(target: _Target, options: _Options, between_batches: Callable[[], None
         )
         run = _Run(target, source, held, plan, clock, first=synced_at is None)
         run.apply(options.batch_chunks, options.progress, between_batches)
-        withheld, reason = run.delete(len(listed), listing.partial, options.approve_deletions)
+        # A listing of changes says nothing of the documents that it does not name.
+        there = len(listed) if listing.removed is None else max(len(listed), len(held) - len(plan.delete))
+        withheld, reason = run.delete(there, listing.partial, options.approve_deletions)
         run.finish()
     finally:
         source.close()
@@ -327,14 +329,14 @@ class _Run:
             self._writing.result()
             self._writing = None
 
-    def delete(self, listed: int, partial_reason: str | None, approved: int) -> tuple[tuple[str, ...], str | None]:
+    def delete(self, there: int, partial_reason: str | None, approved: int) -> tuple[tuple[str, ...], str | None]:
         """Take out what the source no longer has, or as much of it as may go unasked; what stays, and why."""
         with_text = [each for each in self._plan.delete if self._is_whole(each)]
         moved = set(self._moved)
         held = sum(bool(document.content_hash) for document in self._held.values())
         reason = why_withheld(
             self._target.settings,
-            listed=listed,
+            listed=there,
             held=held,
             deletions=sum(each not in moved for each in with_text),
             partial=partial_reason,

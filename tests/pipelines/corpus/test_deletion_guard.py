@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from pipelines.corpus.documents import Document
 from pipelines.corpus.plan import why_withheld
 from pipelines.corpus.settings import FolderSource
+from pipelines.corpus.sources.base import NOTHING_KNOWN, Known, Listed, Listing, Source
 from tests.pipelines.corpus.conftest import Corpus
 
 
@@ -107,3 +109,25 @@ def test_a_moved_tree_is_not_taken_for_a_deletion(corpus: Corpus) -> None:
     report = corpus.sync(corpus.source(**STRICT))
     assert (report.moved, report.withheld, report.embedded) == (10, (), 0)
     assert all(each.startswith("new/") for each in corpus.points(first.collection).values())
+
+
+class Changes(Source):
+    """Lists only what changed: here, one deletion."""
+
+    def list(self, known: Known = NOTHING_KNOWN) -> Listing:
+        return Listing((), removed=("0.md",))
+
+    def read(self, listed: Listed) -> Document:
+        raise AssertionError("nothing is listed")
+
+
+def test_a_listing_of_changes_without_documents_is_no_empty_source(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        corpus.write(f"{number}.md", f"Part {number} is a valve.\n")
+    first = corpus.sync()
+    monkeypatch.setattr("pipelines.corpus.sync.open_source", lambda *_, **__: Changes())
+    report = corpus.sync()
+    assert (report.deleted, report.withheld, report.unchanged) == (1, (), 3)
+    assert set(corpus.points(first.collection).values()) == {"1.md", "2.md", "3.md"}
