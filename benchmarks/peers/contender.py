@@ -97,4 +97,4 @@ def markdown_files(documents: Path) -> Iterator[tuple[str, str]]:
         yield path.relative_to(documents).as_posix(), path.read_text(encoding="utf-8")
 
 
-WARM_UP = ["A sentence that only warms the model up."] * 8
+WARM_UP = ["A sentence that only warms the model up. " * repeats for repeats in (1, 2, 4, 8, 16, 24)]
