@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import uuid
+from math import log
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipelines.corpus.bm25 import bm25, weighted_text
 from pipelines.corpus.edge import EdgeIndex
-from pipelines.corpus.index import Point, Query, Schema, StoredPoint, VectorIndex, open_index
+from pipelines.corpus.index import Condition, Point, Query, Schema, StoredPoint, VectorIndex, open_index
 from pipelines.corpus.server import ServerIndex
 from pipelines.environment import REPOSITORY, Environment
 from pipelines.errors import ArtifactError, ConfigError, LockedError, NotBuiltError, TransientError
@@ -107,6 +109,122 @@ def test_a_collection_that_is_not_there_is_not_built_yet(index: VectorIndex) -> 
     assert not index.exists("test__none")
     with pytest.raises(NotBuiltError, match="test__none"), index.open("test__none"):
         pass
+
+
+def test_a_collection_tells_what_it_was_made_for(index: VectorIndex) -> None:
+    schema = Schema(4, {"product": "keyword", "when": "datetime"}, "german")
+    index.create(NAME, schema)
+    with index.open(NAME) as points:
+        assert points.schema == schema
+        assert points.schema.indexed["metadata.when"] == "datetime"
+
+
+def test_collections_are_listed_and_dropped_by_name(filled: VectorIndex) -> None:
+    filled.create("test__other", SCHEMA)
+    assert filled.names() == ["test__index", "test__other"]
+    filled.drop("test__other")
+    filled.drop("test__other")
+    assert filled.names() == [NAME]
+    assert not filled.exists("test__other")
+    filled.create("test__other", SCHEMA)
+    with filled.open("test__other") as points:
+        assert points.count() == 0
+    assert ids(filled) == [1, 2, 3, 4]
+
+
+def test_a_collection_in_use_is_not_dropped(edge: EdgeIndex) -> None:
+    edge.create(NAME, SCHEMA)
+    other = EdgeIndex(edge._folder, lock_seconds=0.1)
+    with edge.open(NAME), pytest.raises(LockedError):
+        other.drop(NAME)
+    assert edge.names() == [NAME]
+
+
+def test_points_are_fetched_by_id(filled: VectorIndex) -> None:
+    wanted = [point(number).point_id for number in (3, 1, 99)]
+    with filled.open(NAME) as points:
+        assert points.fetch(wanted) == {
+            point(1).point_id: StoredPoint(point(1).point_id, "s", "d", "h"),
+            point(3).point_id: StoredPoint(point(3).point_id, "s", "e", "h"),
+        }
+        assert points.fetch(wanted, with_text=True)[point(3).point_id].text == "t3"
+        assert points.payloads(wanted)[point(3).point_id] == point(3, "e").payload
+        assert points.fetch([]) == points.payloads([]) == {}
+
+
+def test_a_changed_payload_field_is_replaced_wholly_and_the_words_stay(index: VectorIndex) -> None:
+    index.create(NAME, SCHEMA)
+    payload = {**point(1).payload, "text": "pumps", "metadata": {"product": "pump", "old": 1}, "access": ["a", "b"]}
+    with index.open(NAME) as points:
+        points.upsert([Point(point(1).point_id, point(1).vector, payload)])
+        points.set_payload("s", "d", {"metadata": {"product": ["tank"]}, "access": ["c"]})
+        stored = points.payloads([point(1).point_id])[point(1).point_id]
+        assert (stored["metadata"], stored["access"]) == ({"product": ["tank"]}, ["c"])
+        found = [
+            points.candidates([Query(text="pump")], 5, [Condition(*which)])[0].words
+            for which in (
+                ("metadata.product", ("tank",)),
+                ("metadata.product", ("pump",)),
+                ("access", ("c",)),
+                ("access", ("a",)),
+            )
+        ]
+    assert [len(each) for each in found] == [1, 0, 1, 0]
+
+
+def test_passages_are_the_texts_of_one_document_by_ordinal(index: VectorIndex) -> None:
+    index.create(NAME, SCHEMA)
+    with index.open(NAME) as points:
+        for number in range(8):
+            each = point(number, "d" if number < 6 else "e")
+            points.upsert([Point(each.point_id, each.vector, {**each.payload, "ordinal": number % 6})])
+        assert points.passages("s", "d", 2, 4) == {2: "t2", 3: "t3", 4: "t4"}
+        assert points.passages("s", "e", -3, 0) == {0: "t6"}
+        assert points.passages("other", "d", 0, 5) == {}
+
+
+def test_rare_words_weigh_more_in_both_engines_alike(index: VectorIndex) -> None:
+    index.create(NAME, SCHEMA)
+    texts = ["common pump", "common tank", "common valve", "common common common"]
+    with index.open(NAME) as points:
+        for number, text in enumerate(texts):
+            points.upsert(
+                [Point(point(number).point_id, point(number).vector, {**point(number).payload, "text": text})]
+            )
+        [found] = points.candidates([Query(text="the common valves")], 9)
+    assert found.dense == []
+    assert [uuid.UUID(each.point_id).int for each in found.words] == [2, 3, 0, 1]
+    weights = bm25("english")
+    stored = weights.embed_document(weighted_text({**point(2).payload, "text": texts[2]}))
+    by_term = dict(zip(stored.indices, stored.values, strict=True))
+    idf = {"common": log(1 + 0.5 / 4.5), "valves": log(1 + 3.5 / 1.5)}
+    expected = sum(by_term[weights.embed_query(word).indices[0]] * value for word, value in idf.items())
+    assert found.words[0].score == pytest.approx(expected, abs=1e-4)
+
+
+def test_many_points_are_searched_in_segments_and_none_is_lost(
+    edge: EdgeIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I16"""
+    monkeypatch.setattr("pipelines.corpus.edge._SEGMENT_POINTS", 500)
+    edge.create(NAME, Schema(8))
+    vectors = np.random.default_rng(0).standard_normal((3000, 8), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with edge.open(NAME) as points:
+        for start in range(0, 3000, 250):
+            numbers = range(start, start + 250)
+            points.upsert(
+                [Point(point(n).point_id, vectors[n], {**point(n).payload, "text": f"w{n}"}) for n in numbers]
+            )
+        points.delete("s", ["d"], keep=[point(n).point_id for n in range(2900)])
+        points.flush()
+        points.optimise()
+    with edge.open(NAME) as points:
+        assert points.count() == 2900
+        assert len({each.point_id for each in points.scan()}) == 2900
+        queries = [Query(vectors[n], f"w{n}") for n in range(0, 2900, 100)]
+        for number, each in zip(range(0, 2900, 100), points.candidates(queries, 3), strict=True):
+            assert each.dense[0].point_id == each.words[0].point_id == point(number).point_id
 
 
 def test_the_embedded_index_survives_being_closed_and_opened_by_another_process(edge: EdgeIndex) -> None:
