@@ -1,0 +1,86 @@
+"""Filters as text, and fusion: pure functions."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.corpus.filters import may_read, parsed_filters
+from pipelines.corpus.fusion import DOCUMENT_SHARE, RRF_K, fused
+from pipelines.corpus.index import Candidates, Scored
+from pipelines.errors import ConfigError
+
+
+def test_filters_are_read_from_text() -> None:
+    texts = ["product=pump", " product = tank ", "year>=2024", "year<2026", "released<=2025-01-01", "title=a=b > c"]
+    assert parsed_filters(texts) == {
+        "product": ["pump", "tank"],
+        "year": {"gte": "2024", "lt": "2026"},
+        "released": {"lte": "2025-01-01"},
+        "title": ["a=b > c"],
+    }
+    assert parsed_filters([]) == {}
+
+
+@pytest.mark.parametrize("text", ["", "pump", "=pump", "two words=1", "year!=3"])
+def test_a_text_that_is_no_filter_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not like field=value"):
+        parsed_filters([text])
+
+
+@pytest.mark.parametrize("texts", [["a=1", "a>=2"], ["a>1", "a=1"], ["a>1", "a>2"]])
+def test_values_and_bounds_of_one_field_contradict(texts: list[str]) -> None:
+    with pytest.raises(ConfigError, match="contradicts an earlier one on 'a'"):
+        parsed_filters(texts)
+
+
+@pytest.mark.parametrize(
+    ("access", "principals", "readable"),
+    [
+        (["staff"], ["staff"], True),
+        (["staff"], ["ann", "staff"], True),
+        (["staff"], ["ann"], False),
+        (["*"], ["ann"], True),
+        (["*"], [], False),
+        ([], ["ann"], False),
+        ([], ["*"], False),
+        ([], [], False),
+    ],
+)
+def test_who_may_read_what(access: list[str], principals: list[str], readable: bool) -> None:
+    """I21"""
+    assert may_read(access, principals) is readable
+
+
+def ranking(**scores: float) -> list[Scored]:
+    return [Scored(name, score, ("s", name[0])) for name, score in scores.items()]
+
+
+def test_reciprocal_ranks_add_up() -> None:
+    found = fused(Candidates(ranking(a=0.9, b=0.5), ranking(b=7, c=3)), "rrf")
+    assert [each.point_id for each in found] == ["b", "a", "c"]
+    assert found[0].score == pytest.approx(1 / (RRF_K + 2) + 1 / (RRF_K + 1))
+
+
+def test_scores_add_up_by_their_distribution() -> None:
+    found = {each.point_id: each.score for each in fused(Candidates(ranking(a=0.9, b=0.5), ranking(b=7, c=3)), "dbsf")}
+    spread = 1 / (6 * 2**0.5)  # of two scores, each lies 1 / sqrt(2) standard deviations from the mean
+    assert found == pytest.approx({"a": 0.5 + spread, "b": 1.0, "c": 0.5 - spread})
+
+
+def test_a_chunk_gains_from_what_else_its_document_scores_above_average() -> None:
+    dense = ranking(x1=0.9, y1=0.9, y2=0.8, z1=0.1, z2=0.1)
+    words = ranking(x1=9, y1=9, y2=8, z1=1, z2=1)
+    found = {each.point_id: each.score for each in fused(Candidates(dense, words), "dbsf")}
+    assert next(iter(found)) == "y1"
+    assert found["y1"] - found["x1"] == pytest.approx(
+        DOCUMENT_SHARE * (found["y2"] - 1) / (1 + DOCUMENT_SHARE), abs=0.03
+    )
+    assert found["z1"] == found["z2"] < 1
+
+
+def test_equal_scores_come_in_the_order_of_their_ids() -> None:
+    for fusion in ("dbsf", "rrf"):
+        found = fused(Candidates(ranking(b=0.5), ranking(a=0.5)), fusion)
+        assert [each.point_id for each in found] == ["a", "b"]
+    assert fused(Candidates([], []), "dbsf") == []
+    assert [each.score for each in fused(Candidates(ranking(a=0.7), []), "dbsf")] == [0.5]
