@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -19,7 +20,7 @@ class SourceSettings(Settings):
 
     name: Name = Field(description="Name of the source: its asset is <use_case>/<name>.")
     schedule: str | None = Field(
-        default="0 * * * *", description="Cron expression of the refresh; null for none. Default: every hour."
+        default="0 * * * *", description="Cron expression (UTC) of the refresh; null for none. Default: every hour."
     )
     max_age_hours: float | None = Field(
         default=24.0, gt=0, description="The asset is reported as stale when its last refresh is older than this."
@@ -175,7 +176,223 @@ class SqlSource(RowSource):
         return f"{without_credentials(self.url)} ({self.table or 'query'})"
 
 
-Source = Annotated[FolderSource | TableSource | SqlSource, Field(discriminator="type"), ByType()]
+class HeaderAuth(Settings):
+    """A header with a secret, which is read from the environment and said nowhere."""
+
+    header: str = Field(default="Authorization", min_length=1, description="Name of the header.")
+    env: str = Field(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Environment variable that holds the secret, such as MY_TOKEN."
+    )
+    prefix: str = Field(default="Bearer ", description="What the header says before the secret.")
+
+
+WebAddress = Annotated[str, Field(pattern=r"^[Hh][Tt][Tt][Pp][Ss]?://\S+$")]
+
+
+class HttpSettings(Settings):
+    """How a server is asked."""
+
+    headers: Mapping[str, str] = Field(
+        default={},
+        repr=False,
+        description="Headers of every request to the hosts that the settings name, never to one that a redirect or a "
+        "link leads to.",
+    )
+    auth: HeaderAuth | None = Field(default=None, description="A header with a secret, sent to the same hosts only.")
+    user_agent: str = Field(
+        default="Freshet",
+        pattern=r"^[A-Za-z_-]+([/ (][ -~]*)?$",
+        description="How requests name themselves, best with an address of yours: 'Freshet (docs@example.com)'. What "
+        "robots.txt says to its first word is honoured.",
+    )
+    allow_private: bool = Field(
+        default=False,
+        description="Whether addresses that are not public may be asked, as on an intranet. The metadata services of "
+        "clouds never are.",
+    )
+    timeout_seconds: float = Field(default=60.0, gt=0, description="How long one request may take in all.")
+    max_bytes: int = Field(
+        default=20_000_000, ge=1, description="Larger answers, decompressed, are refused. Default: 20 MB."
+    )
+    connections: int = Field(default=4, ge=1, le=64, description="Requests to one host at the same time.")
+    delay_seconds: float = Field(
+        default=0.0, ge=0, description="Least time from one request to the next to the same host."
+    )
+
+
+class LinkPages(Settings):
+    """Each response has a ``Link`` header with the address of the next (RFC 8288)."""
+
+    type: Literal["link"] = Field(description="link: the Link header says where the next page is.")
+
+
+class CursorPages(Settings):
+    """Each response says where the next begins."""
+
+    type: Literal["cursor"] = Field(description="cursor: the response says where the next page begins.")
+    path: str = Field(
+        min_length=1,
+        description="Dotted path of the next page's cursor, or of its whole address, in the response; missing, null or "
+        "empty on the last page.",
+    )
+    param: str = Field(default="cursor", min_length=1, description="Query parameter that takes the cursor.")
+
+
+class NumberedPages(Settings):
+    """Pages are counted, until one is empty (or, after the first, does not exist)."""
+
+    type: Literal["page"] = Field(description="page: pages are numbered; the first empty one is the end.")
+    param: str = Field(default="page", min_length=1, description="Query parameter that takes the number.")
+    start: int = Field(default=1, ge=0, description="Number of the first page.")
+
+
+class OffsetPages(Settings):
+    """Records are counted, until a page has none."""
+
+    type: Literal["offset"] = Field(description="offset: records are numbered; the first empty page is the end.")
+    param: str = Field(default="offset", min_length=1, description="Query parameter that takes the records to skip.")
+
+
+class OnePage(Settings):
+    """Everything is in one response."""
+
+    type: Literal["none"] = Field(default="none", description="none: everything is in one response.")
+
+
+Pagination = Annotated[
+    LinkPages | CursorPages | NumberedPages | OffsetPages | OnePage, Field(discriminator="type"), ByType()
+]
+
+
+class SinceSettings(Settings):
+    """Listings ask only for records that were updated since the last one."""
+
+    param: str = Field(min_length=1, description="Query parameter that takes the time, such as updated_after.")
+    format: Literal["iso", "seconds", "milliseconds"] = Field(
+        default="iso", description="How the time is written: ISO 8601 in UTC, or seconds or milliseconds since 1970."
+    )
+    overlap_minutes: float = Field(
+        default=10.0,
+        ge=0,
+        description="How late a change may become visible: asked for again, and compared by content.",
+    )
+    full_listing_hours: float = Field(
+        default=24.0,
+        ge=0,
+        description="How often everything is listed all the same: that finds records which vanished without a mark.",
+    )
+
+
+class ApiSource(HttpSettings, RowSource):
+    """A JSON API over HTTP, one document a record."""
+
+    type: Literal["api"] = Field(description="api: every record that an HTTP JSON API lists is a document.")
+    url: WebAddress = Field(description="Address that lists the records.")
+    key: str = Field(min_length=1, description="Field that identifies a record for life; dotted where nested: meta.id.")
+    text: str = Field(
+        min_length=1, description="Template of a record's text, with fields in single braces: '{name}: {author.name}'."
+    )
+    title: str | None = Field(default=None, description="Template of a record's title, like text; default: the key.")
+    updated_at: str | None = Field(
+        default=None, description="Field with the update time: ISO 8601, or seconds or milliseconds since 1970."
+    )
+    records: str | None = Field(
+        default=None,
+        description="Dotted path of the list in the response, such as data.items. Default: it is the list.",
+    )
+    link: str | None = Field(
+        default=None, description="Template of the address where people read a record: '{html_url}'. Default: url#key."
+    )
+    deleted: str | None = Field(
+        default=None, description="Field that marks deleted records: true, a number other than 0, or any time."
+    )
+    params: Mapping[str, str | int | float | bool] = Field(
+        default={}, repr=False, description="Query parameters of every request, such as per_page: 100."
+    )
+    pagination: Pagination = Field(default=OnePage(), description="How the next page is found.")
+    since: SinceSettings | None = Field(
+        default=None, description="How to ask only for what is new. Default: every listing reads everything."
+    )
+    max_pages: int = Field(default=1000, ge=1, description="A listing of more pages fails: it is never cut off unsaid.")
+
+    @model_validator(mode="after")
+    def _since_when(self) -> ApiSource:
+        if self.since is not None and self.updated_at is None:
+            raise ValueError(f"source {self.name!r}: 'since' needs 'updated_at', which says what is new")
+        return self
+
+    @property
+    def origin(self) -> str:
+        """The address, without query."""
+        return without_credentials(self.url)
+
+
+class WebSource(HttpSettings, SourceSettings):
+    """Web pages, one document each."""
+
+    type: Literal["web"] = Field(description="web: every page is a document.")
+    urls: tuple[WebAddress, ...] = Field(default=(), description="Addresses of pages.")
+    sitemap: WebAddress | None = Field(
+        default=None, description="Address of a sitemap (or of an index of sitemaps; gzip too) that lists pages."
+    )
+    include: tuple[str, ...] = Field(
+        default=("*",),
+        min_length=1,
+        description="Which addresses of the sitemap to take: 'https://example.com/docs/*'.",
+    )
+    exclude: tuple[str, ...] = Field(default=(), description="Which of these to leave out.")
+    max_pages: int = Field(default=10_000, ge=1, description="More pages fail: the listing is never cut off unsaid.")
+    robots: bool = Field(
+        default=True, description="Whether robots.txt is honoured; false only for a site that is yours."
+    )
+    trust_lastmod: bool = Field(
+        default=False,
+        description="Whether a page whose lastmod in the sitemap is unchanged is not asked for. Default: each costs a "
+        "conditional request.",
+    )
+    delay_seconds: float = Field(
+        default=0.1, ge=0, description="Least time from one request to the next to the same host."
+    )
+
+    @model_validator(mode="after")
+    def _some_pages(self) -> WebSource:
+        if not self.urls and self.sitemap is None:
+            raise ValueError(f"source {self.name!r} needs 'urls' or 'sitemap'")
+        addresses = [*self.urls, *([self.sitemap] if self.sitemap else [])]
+        hosts = {tuple(urlsplit(url.strip().lower())[:2]) for url in addresses}
+        if (self.auth or self.headers) and len(hosts) > 1:
+            raise ValueError(
+                f"source {self.name!r}: 'auth' and 'headers' would go to {len(hosts)} hosts; make a source of each"
+            )
+        return self
+
+    @property
+    def origin(self) -> str:
+        """The sitemap or the first page."""
+        return without_credentials(self.sitemap or self.urls[0])
+
+
+class FeedSource(HttpSettings, SourceSettings):
+    """An RSS or Atom feed, one document an entry."""
+
+    type: Literal["feed"] = Field(description="feed: every entry of an RSS or Atom feed is a document.")
+    url: WebAddress = Field(description="Address of the feed.")
+    keep_old: bool = Field(
+        default=True,
+        description="Whether entries stay when the feed no longer lists them, as feeds only list the newest.",
+    )
+
+    @property
+    def origin(self) -> str:
+        """The address, without query."""
+        return without_credentials(self.url)
+
+
+Source = Annotated[
+    FolderSource | TableSource | SqlSource | ApiSource | WebSource | FeedSource,
+    Field(discriminator="type"),
+    ByType(),
+]
 
 FieldType = Literal["keyword", "integer", "float", "boolean", "datetime"]
 Mode = Literal["hybrid", "dense", "words"]
@@ -203,17 +420,20 @@ class GoldenSettings(Settings):
 
     url: str | None = Field(
         default=None,
-        description="JSONL or CSV file of questions: question, and relevant (document ids, separated by ';' in CSV). "
-        "Default: made from document titles, and then marked as generated.",
+        description="JSONL or CSV file of questions, a path relative to the use case's folder or any fsspec URL: "
+        "question, and relevant (ids, source/id or uris of documents; a list in JSONL, separated by ';' in CSV). "
+        "Default: made from document titles, and then marked as generated. 50 or more make a gate that notices.",
     )
-    generated: int = Field(default=50, ge=0, le=1000, description="How many questions to make where there is no file.")
-    k: int = Field(default=10, ge=1, le=100, description="Depth of recall@k and nDCG@k.")
+    generated: int = Field(
+        default=50, ge=0, le=1000, description="How many questions to make where there is no file; 0: none, and no gate."
+    )
+    k: int = Field(default=10, ge=1, le=100, description="Depth of recall@k, MRR@k and nDCG@k, in documents.")
     max_drop: float = Field(
         default=0.02,
         ge=0,
         le=1,
         description="A new index whose nDCG@k is lower than the served one's by more than this, beyond chance (paired "
-        "bootstrap, 95 %), is not served.",
+        "bootstrap, 95 %), is not served. With fewer than 10 questions only one that lost more than half is refused.",
     )
 
 
@@ -257,7 +477,7 @@ class RetrievalSettings(Settings):
     )
     access: AccessSettings = Field(default=AccessSettings(), description="Who may read which document.")
     golden: GoldenSettings = Field(
-        default=GoldenSettings(), description="Questions that an index must answer before it is served."
+        default=GoldenSettings(), description="Questions that compare a new index with the served one."
     )
     top_k: int = Field(default=5, ge=1, le=100, description="How many chunks a question retrieves unless it says.")
     keep_days: float = Field(

@@ -28,4 +28,16 @@ def open_source(settings: kinds.SourceSettings, *, base: Path) -> Source:
             from pipelines.corpus.sources.sql import SqlDocuments
 
             return SqlDocuments(settings, base)
+        case kinds.ApiSource():
+            from pipelines.corpus.sources.api import ApiDocuments
+
+            return ApiDocuments(settings)
+        case kinds.WebSource():
+            from pipelines.corpus.sources.web import WebPages
+
+            return WebPages(settings)
+        case kinds.FeedSource():
+            from pipelines.corpus.sources.feeds import FeedEntries
+
+            return FeedEntries(settings)
     raise TypeError(f"{type(settings).__name__} is no kind of source")

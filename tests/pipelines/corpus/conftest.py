@@ -23,8 +23,14 @@ from pipelines.corpus.settings import FolderSource, RetrievalSettings, SourceSet
 from pipelines.corpus.sync import SyncReport, sync_source
 from pipelines.models import BUNDLED
 from tests.pipelines.corpus.hash_embedder import HashEmbedder
+from tests.pipelines.corpus.web_server import Site, open_site
 
 LIVE_SERVER = os.environ.get("QDRANT_URL_FOR_TESTS")
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    yield from open_site(monkeypatch)
 
 
 @pytest.fixture
