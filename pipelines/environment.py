@@ -69,11 +69,18 @@ class Environment(BaseSettings):
         return self.home / "artifacts" / use_case / kind
 
 
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
 def available_cores() -> int:
     """Cores that this process may use; every process of ours sets its thread count from it.
 
-    ``OMP_NUM_THREADS`` lowers it: whoever sets it means it.
+    A container's processor quota counts whole cores, at least one. ``OMP_NUM_THREADS`` lowers it: whoever sets it means
+    it.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = (_QUOTA.read_text() if _QUOTA.is_file() else "max").strip().partition(" ")
+    if quota.isdigit() and period.isdigit():
+        cores = min(cores, max(1, int(quota) // int(period)))
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else cores
