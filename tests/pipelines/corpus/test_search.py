@@ -162,6 +162,15 @@ FACTS = {
 
 @pytest.fixture
 def described(corpus: Corpus) -> Corpus:
+    return describe(corpus)
+
+
+@pytest.fixture
+def edge_described(edge_corpus: Corpus) -> Corpus:
+    return describe(edge_corpus)
+
+
+def describe(corpus: Corpus) -> Corpus:
     corpus.retrieval = RetrievalSettings(chunk_tokens=64, metadata=DECLARED)
     for name, facts in FACTS.items():
         corpus.write(f"{name}.md", f"---\n{facts}\n---\n# Water\n\nText {name} on water.\n")
@@ -398,7 +407,12 @@ def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cross_encoder")
     torch.manual_seed(0)
     config = BertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, num_labels=1, vocab_size=30522
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_labels=1,
+        initializer_range=0.5,
     )
     BertForSequenceClassification(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
@@ -408,35 +422,37 @@ def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_reranker_decides_the_order_of_the_best(described: Corpus, cross_encoder: Path) -> None:
+def test_a_reranker_decides_the_order_of_the_best(edge_described: Corpus, cross_encoder: Path) -> None:
     from pipelines.corpus.rerank import open_reranker
 
-    settings = described.retrieval.model_copy(update={"reranker": str(cross_encoder)})
-    hits = described.search("which water", 8, retrieval=settings)
+    settings = edge_described.retrieval.model_copy(update={"reranker": str(cross_encoder)})
+    hits = edge_described.search("which water", 8, retrieval=settings)
     scores = open_reranker(str(cross_encoder), None).scores("which water", [hit.text for hit in hits])
     assert [hit.score for hit in hits] == pytest.approx(scores, abs=1e-5)
     assert scores == sorted(scores, reverse=True)
     assert len(set(scores)) == 8
     assert {hit.places["fused"].rank for hit in hits} == set(range(1, 9))
-    best = described.search("which water", 1, retrieval=settings)
+    best = edge_described.search("which water", 1, retrieval=settings)
     assert best[0].document_id == hits[0].document_id
 
 
-def test_a_reranker_that_is_not_pinned_or_has_no_safetensors_is_refused(described: Corpus, tmp_path: Path) -> None:
+def test_a_reranker_that_is_not_pinned_or_has_no_safetensors_is_refused(edge_described: Corpus, tmp_path: Path) -> None:
     for model, said in (("owner/name", "pin its revision"), (str(tmp_path), "no \\*.safetensors"), ("x", "neither")):
         with pytest.raises(ConfigError, match=said):
-            described.search("water", retrieval=described.retrieval.model_copy(update={"reranker": model}))
+            edge_described.search("water", retrieval=edge_described.retrieval.model_copy(update={"reranker": model}))
 
 
 # ---------------------------------------------------------------- many questions at once
 
 
-def test_many_questions_at_once_are_answered_as_one_by_one(described: Corpus) -> None:
+def test_many_questions_at_once_are_answered_as_one_by_one(edge_described: Corpus) -> None:
     questions = ["text a", "text b", "pump", "no such word"]
-    with described.index.open(described.serve().collection) as points:
-        many = search_collection(points, described.embedder, questions, retrieval=described.retrieval, top_k=3)
+    with edge_described.index.open(edge_described.serve().collection) as points:
+        many = search_collection(
+            points, edge_described.embedder, questions, retrieval=edge_described.retrieval, top_k=3
+        )
     for question, answer in zip(questions, many, strict=True):
-        hits = described.search(question, 3)
+        hits = edge_described.search(question, 3)
         assert [(each.payload["document_id"], each.score) for each in answer] == [
             (hit.document_id, hit.score) for hit in hits
         ]

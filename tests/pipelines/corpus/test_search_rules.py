@@ -84,3 +84,27 @@ def test_equal_scores_come_in_the_order_of_their_ids() -> None:
         assert [each.point_id for each in found] == ["a", "b"]
     assert fused(Candidates([], []), "dbsf") == []
     assert [each.score for each in fused(Candidates(ranking(a=0.7), []), "dbsf")] == [0.5]
+
+
+def test_the_command_takes_filters_principals_neighbours_and_a_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines import ask
+
+    given: dict[str, object] = {}
+    monkeypatch.setattr(ask, "ask", lambda *names, **options: given.update(options, names=names) or [])
+    arguments = ["support", "why", "--filter", "product=kettle", "--filter", "year>=2025", "--principal", "staff"]
+    assert ask.main([*arguments, "--principal", "ann", "--neighbours", "2", "--mode", "words", "--top-k", "3"]) == 0
+    assert given == {
+        "names": ("support", "why"),
+        "top_k": 3,
+        "filters": {"product": ["kettle"], "year": {"gte": "2025"}},
+        "principals": ["staff", "ann"],
+        "neighbours": 2,
+        "mode": "words",
+    }
+
+
+def test_the_command_says_what_is_wrong_with_a_filter(capsys: pytest.CaptureFixture[str]) -> None:
+    from pipelines import ask
+
+    assert ask.main(["support", "why", "--filter", "kettle"]) == 2
+    assert "ConfigError: filter 'kettle' is not like field=value" in capsys.readouterr().err
