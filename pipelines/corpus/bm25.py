@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from qdrant_edge import Bm25
 
 NO_LANGUAGE = "none"
+UNSPACED = ("chinese", "japanese")
+"""Written without spaces: a dictionary finds the words."""
 
 AVERAGE_LENGTH = 100.0
 """Words of a usual chunk, stop words aside; BM25's k and b are the usual 1.2 and 0.75."""
@@ -37,8 +39,9 @@ def bm25(language: str) -> Bm25:
     if language == NO_LANGUAGE:
         plain = qe.Bm25Config(avg_len=AVERAGE_LENGTH, stopwords=qe.StopwordsSet(), stemmer=qe.DisabledStemmer())
         return qe.Bm25(plain)
+    tokenizer = qe.TokenizerType.Multilingual if language in UNSPACED else qe.TokenizerType.Word
     try:
-        return qe.Bm25(qe.Bm25Config(avg_len=AVERAGE_LENGTH, language=language))
+        return qe.Bm25(qe.Bm25Config(avg_len=AVERAGE_LENGTH, language=language, tokenizer=tokenizer))
     except ValueError as error:
         known = ", ".join(sorted(name.lower() for name in dir(qe.Language) if name[0].isupper()))
         raise ConfigError(f"language {language!r} is not known: use {NO_LANGUAGE}, {known}") from error

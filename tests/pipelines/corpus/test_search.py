@@ -148,6 +148,15 @@ def test_in_another_language_its_own_words_are_stemmed(corpus: Corpus) -> None:
     assert [hit.document_id for hit in corpus.search("Pumpe")] == ["a.md"]
 
 
+def test_words_are_found_where_nothing_separates_them(edge_corpus: Corpus) -> None:
+    edge_corpus.retrieval = RetrievalSettings(chunk_tokens=64, language="chinese", mode="words")
+    edge_corpus.write("a.md", "# 一\n\n水泵每分钟可以抽水五十升。\n")
+    edge_corpus.write("b.md", "# 二\n\n水箱容量为两百升。\n")
+    edge_corpus.sync()
+    edge_corpus.serve()
+    assert [hit.document_id for hit in edge_corpus.search("容量")] == ["b.md"]
+
+
 # ---------------------------------------------------------------- filters and access
 
 
@@ -209,7 +218,7 @@ FILTERED: list[tuple[dict[str, Any], str]] = [
 
 def test_filters_hold_on_both_rankings(described: Corpus) -> None:
     for filters, documents in FILTERED:
-        for name in ("hybrid", "dense", "words"):
+        for name in ("dense", "words"):
             settings = described.retrieval.model_copy(update={"mode": name})
             assert (filters, found(described, filters=filters, retrieval=settings)) == (filters, documents)
 
