@@ -115,10 +115,11 @@ class Changes(Source):
     """Lists only what changed: here, one deletion."""
 
     def list(self, known: Known = NOTHING_KNOWN) -> Listing:
+        del known
         return Listing((), removed=("0.md",))
 
     def read(self, listed: Listed) -> Document:
-        raise AssertionError("nothing is listed")
+        raise AssertionError(f"{listed} is not listed")
 
 
 def test_a_listing_of_changes_without_documents_is_no_empty_source(
