@@ -44,6 +44,7 @@ class Process:
 
     def __init__(self, python: str, contender: str, log: Path) -> None:
         self._log = log
+        self._told = 0
         command = [python, "-m", "benchmarks.peers.process", contender]
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
@@ -68,27 +69,27 @@ class Process:
         """
         self._send(action, given)
         while "told" in (answer := self._receive()):
-            pass
+            self._told = answer["told"]
         return answer
 
     def kill_during(self, action: str, seconds: float) -> int:
-        """Kill it (SIGKILL) so many seconds after it started on a request: the texts that it had embedded.
+        """Kill it (SIGKILL) so many seconds after it started on a request: the texts that it embedded meanwhile.
 
         Raises:
             RuntimeError: it was done before.
         """
         self._send(action, {})
-        deadline, embedded = time.monotonic() + seconds, 0
+        deadline, before = time.monotonic() + seconds, self._told
         assert self._process.stdout is not None
         while (left := deadline - time.monotonic()) > 0:
             if select.select([self._process.stdout], [], [], left)[0]:
                 answer = self._receive()
                 if "told" not in answer:
                     raise RuntimeError(f"it was done in less than {seconds:.1f} s, before it could be killed")
-                embedded = answer["told"]
+                self._told = answer["told"]
         self._process.kill()
         self._process.wait()
-        return embedded
+        return self._told - before
 
     def _send(self, action: str, given: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
