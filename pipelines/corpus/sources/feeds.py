@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urljoin
 
 from pipelines.corpus.documents import Document, Section
 from pipelines.corpus.parsing import PARSER_VERSION, Parsed, parse_html, parse_text
@@ -66,12 +67,13 @@ class FeedEntries(Source):
         import feedparser
 
         data = self._client.body_of(self._settings.url, response)
-        # A stream, so that it is never taken for the address or name of something to open.
-        headers = {"content-type": response.headers.get("content-type", ""), "content-location": response.url}
+        # A stream, so that it is never taken for the address or name of something to open; and without its address, to
+        # which feedparser would make ids relative.
+        headers = {"content-type": response.headers.get("content-type", "")}
         found = feedparser.parse(io.BytesIO(data), response_headers=headers)
         wrong = found.get("bozo_exception") if found.bozo else None
         wrong = None if type(wrong).__name__ in _HARMLESS else wrong
-        if not found.entries and (wrong is not None or not found.version):
+        if not found.entries and (wrong is not None or not found.get("version")):
             raise SourceError(
                 f"source {self._settings.name!r}: {self._shown} is no RSS or Atom feed ({response.content_type!r}, "
                 f"{len(data)} bytes){f': {wrong}' if wrong else ''}"
@@ -80,15 +82,17 @@ class FeedEntries(Source):
 
     def _listed(self, entry: Any, number: int) -> Listed:
         link = str(entry.get("link") or "").strip()
+        link = urljoin(self._shown, link) if link else ""
         link = link if link.startswith(("http://", "https://")) else ""
-        said = [entry.get("title"), link, _contents(entry), _stated(entry)]
+        uri = link or self._shown
+        said = [entry.get("title"), uri, _contents(entry), _stated(entry)]
         key = str(entry.get("id") or "").strip() or link
         updated_at = _updated_at(entry)
         version = fingerprint(said, updated_at and updated_at.isoformat())[:32]
         if not key or len(key) > LONGEST_ID or not storable(key):
             error = f"entry {number} has neither an id nor a link of up to {LONGEST_ID} characters"
-            return Listed(f"no id: {version[:12]}", "?", link or self._shown, updated_at, error)
-        return Listed(key, version, link or self._shown, updated_at)
+            return Listed(f"no id: {version[:12]}", "?", uri, updated_at, error)
+        return Listed(key, version, uri, updated_at)
 
     def read(self, listed: Listed) -> Document:
         """The entry's content, or else its summary, under its title."""

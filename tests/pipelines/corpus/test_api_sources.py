@@ -16,7 +16,7 @@ from pipelines.corpus.settings import ApiSource
 from pipelines.corpus.sources import api as module
 from pipelines.corpus.sources import open_source
 from pipelines.corpus.sources.api import at_path, next_link
-from pipelines.corpus.sources.base import NOTHING_KNOWN, Known, Listing, Source
+from pipelines.corpus.sources.base import Known, Listing, Source
 from pipelines.errors import ConfigError, DocumentError, SourceError, SourceUnavailableError
 from tests.pipelines.corpus.web_server import Answer, Asked, Site
 
@@ -544,4 +544,3 @@ def test_links_are_read_as_servers_write_them() -> None:
     assert next_link("<a>;rel=last , <b>; REL=next") == "b"
     assert next_link('<a>; rel="nextish"; title="rel=next"') is None
     assert next_link("") is None
-    assert NOTHING_KNOWN.state == {}
