@@ -16,6 +16,7 @@ from pipelines.fingerprint import file_sha256, fingerprint, text_hash, write_jso
 from pipelines.models import model_folder
 
 _DECIDING = (".json", ".safetensors", ".txt")
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 
 def cache_folder() -> Path:
@@ -65,13 +66,13 @@ class ModelFiles:
         found = None
         for module in json.loads(_text(self.folder / "modules.json") or "[]"):
             config = _read(self.folder / module["path"] / "config.json") if module["path"] else {}
-            found = config.get("out_features") or config.get("word_embedding_dimension") or found
+            found = config.get("out_features") or _pooled(config) or found
         found = found or self._config.get("hidden_size")
         if not isinstance(found, int):
             raise ConfigError(
                 f"{self.folder} does not say its embedding dimension: it is no sentence-transformers model"
             )
-        return found
+        return min(found, self._stated.get("truncate_dim") or found)
 
     @cached_property
     def limit(self) -> int:
@@ -103,7 +104,11 @@ class ModelFiles:
         return "bfloat16" if trained == "bfloat16" else "float16"
 
 
-_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+def _pooled(config: Mapping[str, Any]) -> int | None:
+    """Components that a pooling gives: as many as a token has, for each of its modes."""
+    size = config.get("embedding_dimension") or config.get("word_embedding_dimension")
+    modes = config.get("pooling_mode") or [key for key in config if key.startswith("pooling_mode_") and config[key]]
+    return int(size) * max(1, len(modes) if isinstance(modes, list) else 1) if size else None
 
 
 def known_sha256s(folder: Path, names: list[str]) -> dict[str, str]:

@@ -73,17 +73,29 @@ class OpenVinoEmbedder(Embedder):
         import numpy as np
 
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        if not texts:
+            return vectors
         ids = [each for start in range(0, len(texts), _SLICE) for each in self._ids(texts[start : start + _SLICE])]
         lengths = [self._padded(len(each)) for each in ids]
         share = sum(lengths) // (2 * available_cores())  # few texts are spread over all cores
+        failed: list[Exception] = []
+
+        def keep(request: Any, rows: list[int]) -> None:
+            try:
+                vectors[rows] = request.get_output_tensor(0).data
+            except Exception as error:  # noqa: BLE001 one that leaves a callback ends the process
+                failed.append(error)
+
         with self._one_at_a_time:
             queue = self._queue
-            queue.set_callback(lambda request, rows: vectors.__setitem__(rows, request.get_output_tensor(0).data))
+            queue.set_callback(keep)
             try:
                 for batch in by_budget(lengths, min(_BUDGET, share)):
                     queue.start_async(self._inputs([ids[each] for each in batch], lengths[batch[0]]), batch)
             finally:
                 queue.wait_all()
+        if failed:
+            raise failed[0]
         return unit(vectors)
 
     def encode_question(self, question: str) -> Vectors:

@@ -237,6 +237,21 @@ def test_a_model_that_cannot_be_converted_is_embedded_by_torch_and_the_log_says_
         open_embedder.__wrapped__(str(copy), None, "float32", "openvino")
 
 
+def test_a_conversion_that_crashes_is_remembered_as_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FRESHET_HOME", str(tmp_path))
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho out of everything >&2\nkill -FPE $$\n")
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    for _ in range(2):
+        assert open_embedder.__wrapped__(BUNDLED, None, "float32").identity["backend"] == "torch"
+        monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert caplog.text.count("ended with status -8: out of everything") == 2
+    assert {path.name for path in (tmp_path / "cache" / "embedders").glob("*/*")} >= {"record.json"}
+
+
 def test_a_conversion_that_computes_something_else_is_not_exact(
     tmp_path: Path, entry: Path, reference: SentenceTransformerEmbedder
 ) -> None:
@@ -382,6 +397,19 @@ def test_batches_hold_at_most_their_budget_of_padded_tokens() -> None:
     assert batches == [[4], [1], [5, 2, 0, 3], [6]]
     assert by_budget([], 256) == []
     assert by_budget([5, 9], 0) == [[1], [0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, 384),
+        ({"pooling_mode_cls_token": True}, 768),
+        ({"embedding_dimension": 100, "pooling_mode": "mean"}, 100),
+        ({"embedding_dimension": 100, "pooling_mode": ["cls", "mean", "max"]}, 300),
+    ],
+)
+def test_each_mode_of_a_pooling_adds_its_components(change: dict[str, Any], expected: int, tmp_path: Path) -> None:
+    assert ModelFiles(str(altered(tmp_path / "model", config__1_Pooling=change)), None).dimension == expected
 
 
 def test_a_prompt_before_documents_takes_its_share_of_the_tokens(tmp_path: Path) -> None:
