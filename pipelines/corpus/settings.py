@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipelines.corpus.parsing import SUFFIXES
 from pipelines.settings import ByType, Settings, without_credentials
@@ -186,7 +187,14 @@ class HeaderAuth(Settings):
     prefix: str = Field(default="Bearer ", description="What the header says before the secret.")
 
 
-WebAddress = Annotated[str, Field(pattern=r"^[Hh][Tt][Tt][Pp][Ss]?://\S+$")]
+def _web_address(url: str) -> str:
+    if not re.match(r"https?://[^\s/]", url.strip(), re.IGNORECASE):
+        raise ValueError("a web address starts with https:// or http://")
+    return url.strip()
+
+
+WebAddress = Annotated[str, Field(min_length=1), AfterValidator(_web_address)]
+"""No pattern: a YAML file may say {{ env.NAME }}, and is checked as it is written."""
 
 
 class HttpSettings(Settings):
@@ -425,7 +433,10 @@ class GoldenSettings(Settings):
         "Default: made from document titles, and then marked as generated. 50 or more make a gate that notices.",
     )
     generated: int = Field(
-        default=50, ge=0, le=1000, description="How many questions to make where there is no file; 0: none, and no gate."
+        default=50,
+        ge=0,
+        le=1000,
+        description="How many questions to make where there is no file; 0: none, and no gate.",
     )
     k: int = Field(default=10, ge=1, le=100, description="Depth of recall@k, MRR@k and nDCG@k, in documents.")
     max_drop: float = Field(

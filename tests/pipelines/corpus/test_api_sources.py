@@ -9,10 +9,11 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from pipelines.corpus.documents import Document
 from pipelines.corpus.settings import ApiSource
+from pipelines.corpus.settings import Source as SourceSetting
 from pipelines.corpus.sources import api as module
 from pipelines.corpus.sources import open_source
 from pipelines.corpus.sources.api import at_path, next_link
@@ -528,6 +529,50 @@ def test_settings_that_cannot_be_right_are_refused() -> None:
     with pytest.raises(ValidationError, match="pagination"):
         ApiSource(**given, pagination={"type": "guess"})
     assert ApiSource(**{**given, "url": "https://example.com/a?key=k3y"}).origin == "https://example.com/a"
+
+
+def test_the_schema_that_checks_yaml_knows_what_settings_may_say() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = jsonschema.Draft202012Validator(TypeAdapter(SourceSetting).json_schema())
+    api = {"name": "a", "type": "api", "url": "{{ env.API }}", "key": "id", "text": "{text}"}
+    web = {"name": "b", "type": "web", "urls": ["https://example.com"], "auth": {"env": "TOKEN"}}
+    feed = {"name": "c", "type": "feed", "url": "https://example.com/feed", "keep_old": False}
+    paged = api | {"pagination": {"type": "cursor", "path": "next"}, "since": {"param": "since"}}
+    for right in (api, web, feed, paged):
+        assert not [*schema.iter_errors(right)]
+    for wrong, why in [
+        (api | {"pagination": {"type": "pages"}}, "'pages' is not one of"),
+        (api | {"pagination": {"type": "cursor"}}, "'path' is a required property"),
+        (web | {"auth": {"env": "my token"}}, "does not match"),
+        (feed | {"robots": True}, "'robots' was unexpected"),
+    ]:
+        assert why in str([error.message for error in schema.iter_errors(wrong)])
+
+
+def test_records_go_through_the_whole_sync(api: Api, edge_corpus: Any) -> None:
+    """I6, I10, I14"""
+    api.tagged = True
+    api.notes = [note(n, f"Torque of bolt {n} is {n} newton metres.") for n in range(1, 6)]
+    settings = ApiSource(
+        name="docs",
+        type="api",
+        url=f"{api.site.url}/page",
+        key="id",
+        text="{text}",
+        pagination={"type": "page"},
+        allow_private=True,
+    )
+    assert edge_corpus.sync(settings).added == 5
+    again = edge_corpus.sync(settings)
+    assert (again.added, again.changed, again.deleted, again.unchanged, again.embedded) == (0, 0, 0, 5, 0)
+    api.notes[0] = {"text": "lost its id"}
+    api.notes[1]["text"] += " Always."
+    report = edge_corpus.sync(settings)
+    assert (report.changed, report.deleted, len(report.failures), report.withheld) == (1, 0, 1, ("1",))
+    api.notes = [note(1, "Back.")]
+    report = edge_corpus.sync(settings)
+    assert (report.changed, report.deleted, report.failures) == (1, 5, ())  # the nameless one too
+    assert edge_corpus.audit().clean
 
 
 def test_paths_find_nested_fields_items_of_lists_and_names_with_dots() -> None:

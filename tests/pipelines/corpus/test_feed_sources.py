@@ -204,3 +204,17 @@ def test_only_addresses_of_the_web_become_links(feed: Feed) -> None:
 def test_the_origin_of_a_feed_is_shown_without_its_query() -> None:
     settings = FeedSource(name="news", type="feed", url="https://example.com/feed?key=k3y")
     assert settings.origin == "https://example.com/feed"
+
+
+def test_entries_go_through_the_whole_sync(feed: Feed, edge_corpus: Any) -> None:
+    """I6, I14, I20"""
+    settings = FeedSource(name="docs", type="feed", url=f"{feed.site.url}/feed", allow_private=True)
+    feed.set(atom(entry("a"), entry("b", "<p>Seals wear.</p>")), etag='"1"')
+    assert edge_corpus.sync(settings).added == 2
+    again = edge_corpus.sync(settings)
+    assert (again.unchanged, again.embedded) == (2, 0)
+    feed.set(atom(entry("c"), entry("a", "<p>Corrected.</p>")), etag='"2"')
+    report = edge_corpus.sync(settings)
+    assert (report.added, report.changed, report.deleted, report.unchanged) == (1, 1, 0, 1)
+    assert edge_corpus.sync(settings.model_copy(update={"keep_old": False})).deleted == 1
+    assert edge_corpus.audit().clean

@@ -513,3 +513,19 @@ def test_settings_that_cannot_be_right_are_refused() -> None:
     with pytest.raises(ValidationError, match="would go to 2 hosts; make a source of each"):
         WebSource(**given, urls=("https://a.example/", "https://b.example/"), auth={"env": "X"})
     assert WebSource(**given, urls=("https://a.example/?key=1",)).origin == "https://a.example/"
+
+
+def test_pages_go_through_the_whole_sync(site: Site, edge_corpus: Any) -> None:
+    """I6, I14, I19, I20"""
+    site.pages |= {f"/{n}": Answer(page(f"Page {n}", f"Text {n}."), etag=f'"{n}"') for n in "abc"}
+    urls = tuple(f"{site.url}/{n}" for n in "abc")
+    settings = WebSource(name="docs", type="web", urls=urls, allow_private=True, delay_seconds=0)
+    assert edge_corpus.sync(settings).added == 3
+    again = edge_corpus.sync(settings)
+    assert (again.unchanged, again.embedded, again.deleted) == (3, 0, 0)
+    site.pages |= {"/a": Answer(page("Page a", "Edited.")), "/b": Answer(status=500), "/c": Answer(status=404)}
+    report = edge_corpus.sync(settings)
+    assert (report.changed, report.deleted, [key for key, _ in report.failures]) == (1, 1, [urls[1]])
+    edge_corpus.serve()
+    assert {hit.document_id for hit in edge_corpus.search("Text b", top_k=20)} == {*urls[:2]}
+    assert edge_corpus.audit().clean
