@@ -14,14 +14,14 @@ import dagster as dg
 from assets.failures import RETRY, permanent_failures
 from assets.metadata import picture, table
 from assets.naming import named
-from pipelines.corpus.audit import audit_collection
 from pipelines.corpus.ledger import stale_documents
 from pipelines.corpus.pipeline import wanted_pipeline
 from pipelines.corpus.plots import freshness_over_time, quality_over_time, question_changes
-from pipelines.corpus.serving import ServedIndex, freshness_history, quality_history, serve_index
+from pipelines.corpus.serving import ServedIndex, audited, freshness_history, quality_history, serve_index
 from pipelines.corpus.settings import Source, SourceSettings
 from pipelines.corpus.sync import SyncReport, sync_source
 from pipelines.declaration import Declaration
+from pipelines.errors import ArtifactError, NotBuiltError
 from pipelines.stores import Stores
 
 READABLE, APPROVED = "every_document_readable", "no_deletion_withheld"
@@ -116,15 +116,13 @@ def index_check(declaration: Declaration) -> dg.AssetChecksDefinition:
         description="No chunk is missing, left over, or out of date.",
     )
     def index_equals_catalog(stores: dg.ResourceParam[Stores]) -> dg.AssetCheckResult:
-        with permanent_failures():
-            audit, _ = audit_collection(
-                wanted_pipeline(declaration.name, declaration.retrieval).collection,
-                declared=[source.name for source in declaration.sources],
-                catalog=stores.catalog,
-                index=stores.index,
-                mode="sampled",
-            )
-        return dg.AssetCheckResult(passed=audit.clean, description=str(audit))
+        names = [source.name for source in declaration.sources]
+        try:
+            collection = wanted_pipeline(declaration.name, declaration.retrieval).collection
+            audit = audited(collection, names, stores.catalog, stores.index, "sampled")
+        except (ArtifactError, NotBuiltError) as error:
+            return dg.AssetCheckResult(passed=False, description=str(error))
+        return dg.AssetCheckResult(passed=True, description=str(audit))
 
     return index_equals_catalog
 

@@ -55,7 +55,8 @@ collections = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("revision", sa.Integer, nullable=False, server_default="0"),  # counts the syncs that changed something
     sa.Column("audited_revision", sa.Integer),  # the last that was found equal to the catalog
-    sa.Column("audited_at", UtcDateTime),  # when every single point was last compared
+    sa.Column("audited_at", UtcDateTime),  # when that was
+    sa.Column("compared_at", UtcDateTime),  # when every single point was last compared
     sa.Column("retired_at", UtcDateTime),  # since when another one answers instead
 )
 """Physical collections: one per use case and pipeline fingerprint (embedder, chunker, parser, schema)."""

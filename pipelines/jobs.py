@@ -182,7 +182,7 @@ class AuditConfig(dg.Config):
     """How thorough, and whether to mend."""
 
     mode: Literal["full", "sampled"] = "full"
-    """full compares every point with its text; sampled the counts, 200 documents and what is new."""
+    """full compares every point with its text; sampled the counts, 50 documents and what is new."""
     repair: bool = False
     """Whether to write the documents anew in which index and catalog differ."""
 

@@ -16,9 +16,9 @@ from pipelines.corpus.ledger import DocumentKey, chunk_count, mark_writing, page
 from pipelines.errors import NotBuiltError
 from pipelines.fingerprint import text_hash
 
-Mode = Literal["full", "sampled"]
+Mode = Literal["full", "sampled", "unchanged"]
 
-SAMPLE = 200
+SAMPLE = 50
 """Documents of a sampled audit, drawn at random; what was written since the last audit is compared as well."""
 _MOST_RECENT = 2_000
 _SHOWN = 5
@@ -29,6 +29,7 @@ class AuditReport:
     """How many there are, and the documents, as ``source/id``, where index and catalog differ."""
 
     mode: Mode
+    """unchanged: only counted in the catalog, because nothing was written since the last audit."""
     documents: int
     """In the catalog."""
     points: int
@@ -67,7 +68,11 @@ class AuditReport:
             for name, ids in self._kinds
             if ids
         ]
-        compared = "" if self.mode == "full" else f", {self.compared} documents compared"
+        compared = {
+            "full": "",
+            "sampled": f", {self.compared} documents compared",
+            "unchanged": ", unchanged since the last audit",
+        }[self.mode]
         return f"{self.documents} documents, {self.points} points{compared}: {'; '.join(found) or 'clean'}"
 
 
@@ -102,12 +107,35 @@ def audit_collection(
 
 
 def mark_differences(collection: str, source: str, catalog: sa.Engine, index: VectorIndex) -> None:
-    """Where index and catalog do not even agree on a number, find the documents, so that they are written again."""
+    """Where index and catalog do not even agree on a number, find the documents, so that they are written again.
+
+    What was audited since it changed last is not counted again.
+    """
+    revision, audited = revision_of(collection, catalog)
+    if revision == audited:
+        return
     with index.open(collection) as points:
         counted = points.count(source)
     if counted != chunk_count(collection, catalog, source):
         _, documents = _compare(collection, catalog, index, source=source)
         mark_writing(collection, documents, catalog)
+
+
+def revision_of(collection: str, catalog: sa.Engine) -> tuple[int, int | None]:
+    """How often the collection changed, and how often it had when it was last found equal to the catalog."""
+    table = schema.collections.c
+    query = sa.select(table.revision, table.audited_revision).where(table.collection == collection)
+    with catalog.connect() as connection:
+        row = connection.execute(query).one_or_none()
+    return (0, None) if row is None else (row.revision, row.audited_revision)
+
+
+def unchanged(collection: str, catalog: sa.Engine) -> AuditReport:
+    """The report on a collection to which nothing was written since the last audit."""
+    table = schema.documents.c
+    with catalog.connect() as connection:
+        held = connection.scalar(sa.select(sa.func.count()).where(table.collection == collection))
+    return AuditReport("unchanged", int(held or 0), chunk_count(collection, catalog), 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from pipelines import catalog as schema
-from pipelines.corpus.audit import AuditReport, Mode, audit_collection
+from pipelines.corpus.audit import AuditReport, Mode, audit_collection, revision_of, unchanged
 from pipelines.corpus.embedding import Embedder
 from pipelines.corpus.freshness import Lag
 from pipelines.corpus.golden import (
@@ -31,7 +31,14 @@ from pipelines.corpus.settings import RetrievalSettings
 from pipelines.errors import ArtifactError, ConfigError, NotBuiltError
 
 FULL_AUDIT_HOURS = 24.0
-"""A collection of which not every point was compared for so long is audited as a whole; otherwise by a sample."""
+"""A collection of which not every point was compared for so long is audited as a whole."""
+
+AUDIT_HOURS = 1.0
+"""One to which nothing was written is not even sampled for so long."""
+
+SCORE_HOURS = 1.0
+"""A collection that goes on changing is asked golden questions so often, and always before it is served first."""
+
 _CHUNKS_PER_DOCUMENT = 5  # retrieved for each document that a score looks at: one document may have many
 
 
@@ -90,7 +97,7 @@ def serve_index(
         index: what is there.
         base: where a relative url of golden questions starts.
         embedder: instead of the one that ``retrieval`` names.
-        audit_mode: full, sampled, or full once a day.
+        audit_mode: full or sampled; None: as often as is sensible, see ``audited``.
         progress: takes lines for people.
 
     Raises:
@@ -173,24 +180,32 @@ def switch_index(
 
 
 def audited(
-    collection: str, sources: Collection[str], catalog: sa.Engine, index: VectorIndex, mode: Mode | None
+    collection: str, sources: Collection[str], catalog: sa.Engine, index: VectorIndex, mode: Mode | None = None
 ) -> AuditReport:
     """Audit, note the result, and mark what differs.
+
+    Without a ``mode``: every point once a day, a sample whenever something was written and once an hour, and otherwise
+    nothing.
 
     Raises:
         ArtifactError: index and catalog differ.
         NotBuiltError: there is no such collection.
     """
-    table = schema.collections
+    table, now = schema.collections, schema.now()
     here = table.c.collection == collection
+    columns = (table.c.revision, table.c.audited_revision, table.c.audited_at, table.c.compared_at)
     with catalog.connect() as connection:
-        row = connection.execute(sa.select(table.c.audited_at, table.c.revision).where(here)).one_or_none()
-    last, revision = (None, 0) if row is None else row
+        row = connection.execute(sa.select(*columns).where(here)).one_or_none()
+    if row is None:
+        raise NotBuiltError(f"there is no collection {collection} yet: materialise the sources first")
     if mode is None:
-        due = last is None or schema.now() - last > timedelta(hours=FULL_AUDIT_HOURS)
+        due = row.compared_at is None or now - row.compared_at > timedelta(hours=FULL_AUDIT_HOURS)
         mode = "full" if due else "sampled"
+        fresh = row.audited_at is not None and now - row.audited_at < timedelta(hours=AUDIT_HOURS)
+        if not due and fresh and row.revision == row.audited_revision and index.exists(collection):
+            return unchanged(collection, catalog)
     report, documents = audit_collection(
-        collection, catalog=catalog, index=index, declared=sources, mode=mode, since=last
+        collection, catalog=catalog, index=index, declared=sources, mode=mode, since=row.audited_at
     )
     if not report.clean:
         mark_writing(collection, documents, catalog)
@@ -198,7 +213,8 @@ def audited(
             f"collection {collection} differs from the catalog and is not served: {report}. The documents concerned "
             "are marked: refresh the sources again, and they are written anew"
         )
-    noted = {"audited_revision": revision} | ({"audited_at": schema.now()} if report.mode == "full" else {})
+    noted = {"audited_revision": row.revision, "audited_at": now}
+    noted |= {"compared_at": now} if report.mode == "full" else {}
     with catalog.begin() as connection:
         connection.execute(sa.update(table).where(here).values(noted))
     return report
@@ -263,7 +279,7 @@ def _scores(
     golden_settings = wanted.retrieval.golden
     switching = served is not None and served != wanted.collection and index.exists(served)
     written = None if golden_settings.url is None else load_golden(golden_settings.url, base)
-    revision = _revision(wanted.collection, catalog)
+    revision, _ = revision_of(wanted.collection, catalog)
     fresh = _scored(use_case, wanted.collection, revision, written, golden_settings.k, catalog)
     if fresh and not switching:
         return None
@@ -318,19 +334,16 @@ def _documents(collections: Sequence[str], catalog: sa.Engine) -> list[tuple[str
         return [(row[0], row[1], row[2]) for row in connection.execute(query)]
 
 
-def _revision(collection: str, catalog: sa.Engine) -> int:
-    table = schema.collections.c
-    with catalog.connect() as connection:
-        return int(connection.scalar(sa.select(table.revision).where(table.collection == collection)) or 0)
-
-
 def _scored(
     use_case: str, collection: str, revision: int, written: GoldenSet | None, k: int, catalog: sa.Engine
 ) -> bool:
-    """Whether these questions were asked since the collection changed last."""
+    """Whether these questions were asked since the collection changed last, or a moment ago."""
     table = schema.retrieval_scores.c
     query = sa.select(table.generated, table.golden).where(
-        table.use_case == use_case, table.collection == collection, table.revision == revision, table.k == k
+        table.use_case == use_case,
+        table.collection == collection,
+        table.k == k,
+        sa.or_(table.revision == revision, table.scored_at > schema.now() - timedelta(hours=SCORE_HOURS)),
     )
     with catalog.connect() as connection:
         rows = connection.execute(query).all()

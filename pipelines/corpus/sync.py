@@ -277,6 +277,7 @@ class _Run:
                 self._gone[held[document_id].content_hash].append(document_id)
         self._spare: dict[str, Vectors] = {}  # of texts just taken out or written: a later batch may have them
         self._writing: Future[None] | None = None
+        self._tidy = False
         self._reusable = _same_embedder(target)
 
     def apply(self, batch_chunks: int, progress: Callable[[str], None], between_batches: Callable[[], None]) -> None:
@@ -317,7 +318,7 @@ class _Run:
                     batch, size, full = [], 0, min(full * 2, batch_chunks)
                     between_batches()
             if batch:
-                submit(partial(self._write, self._embed(batch)), batch)
+                submit(partial(self._write, self._embed(batch), last=not (touched or self._plan.delete)), batch)
             if touched:
                 submit(self._refresh, touched)
             self._wait()
@@ -355,8 +356,8 @@ class _Run:
         return withheld, reason
 
     def finish(self) -> None:
-        """Let the engine tidy up after what was written."""
-        if self._counts["written"] or self._counts["points_deleted"]:
+        """Let the engine tidy up after what was written, unless that was done."""
+        if self._tidy:
             with self._clock.phase("write"), self._target.index.open(self._target.collection) as points:
                 points.optimise()
 
@@ -462,7 +463,7 @@ class _Run:
 
     # --- write: in the writer's thread, or when it has ended
 
-    def _write(self, vectors: Mapping[str, Vectors], batch: Sequence[_Wanted]) -> None:
+    def _write(self, vectors: Mapping[str, Vectors], batch: Sequence[_Wanted], *, last: bool = False) -> None:
         """Mark, upsert, delete what is old, flush, commit: in this order."""
         target = self._target
         with self._clock.phase("write"):
@@ -487,6 +488,9 @@ class _Run:
                 if rewritten:
                     self._counts["points_deleted"] += collection.delete(target.source, rewritten, keep=keep)
                 collection.flush()
+                self._tidy = not last
+                if last:  # every opening of the embedded engine takes its time
+                    collection.optimise()
             self._commit(batch, indexed_at)
             self._keep_vectors(vectors)
 
@@ -601,6 +605,8 @@ class _Run:
             for page in pages(document_ids):
                 self._counts["points_deleted"] += collection.delete(target.source, page)
             collection.flush()
+            collection.optimise()
+            self._tidy = False
         with target.catalog.begin() as connection:
             forget_rows(connection, target.collection, target.source, document_ids)
             touch(connection, target.collection)

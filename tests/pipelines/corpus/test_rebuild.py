@@ -70,6 +70,7 @@ def test_a_rebuild_with_the_same_embedder_embeds_no_text_again(built: Corpus) ->
 def test_an_interrupted_rebuild_goes_on_where_it_stopped(built: Corpus) -> None:
     built.embedder.encoded.clear()
     old, calls = served_collection("test", built.catalog), 0
+
     def stop_at_third(texts: list[str]) -> object:
         nonlocal calls
         calls += 1
@@ -147,6 +148,9 @@ def test_scores_are_kept_over_time_and_not_taken_again_where_nothing_changed(bui
     assert built.serve().quality is None
     built.write("new.md", "# The turbine\n\nThe turbine spins.\n")
     built.sync()
+    assert built.serve().quality is None, "asked a moment ago"
+    with built.catalog.begin() as connection:
+        connection.execute(sa.update(schema.retrieval_scores).values(scored_at=schema.now() - timedelta(hours=2)))
     quality = built.serve().quality
     assert quality is not None
     assert quality.ndcg > 0.9
@@ -255,3 +259,22 @@ def test_a_catalog_of_an_earlier_version_gains_the_new_columns(tmp_path: Path) -
         row = connection.execute(sa.select(schema.collections)).one()
     assert (row.collection, row.revision, row.retired_at) == ("c", 0, None)
     catalog.dispose()
+
+
+def test_an_audited_index_to_which_nothing_was_written_is_not_opened_for_an_hour(
+    built: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("opened")
+
+    assert built.sync().unchanged == 30
+    with monkeypatch.context() as closed:
+        closed.setattr(EdgeIndex, "open", refuse)
+        assert built.sync().unchanged == 30
+        assert built.serve().audit.mode == "unchanged"
+    with built.catalog.begin() as connection:
+        connection.execute(sa.update(schema.collections).values(audited_at=schema.now() - timedelta(hours=2)))
+    assert built.serve().audit.mode == "sampled"
+    with built.catalog.begin() as connection:
+        connection.execute(sa.update(schema.collections).values(compared_at=schema.now() - timedelta(days=2)))
+    assert built.serve().audit.mode == "full"
