@@ -111,12 +111,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a twentieth of everything")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        rows, figures = measure(Path(scratch), CHUNKS // 20 if given.quick else CHUNKS)
+        rows, figures, recall = measure(Path(scratch), CHUNKS // 20 if given.quick else CHUNKS)
     packages = ("qdrant-edge-py", "qdrant-client", "numpy", "sqlalchemy", "openvino", "torch")
-    report("store", rows, figures, packages=packages, json_file=given.json)
+    report("store", rows, figures, packages=packages, json_file=given.json, dense_recall_at_100=recall)
 
 
-def measure(scratch: Path, chunks: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def measure(scratch: Path, chunks: int) -> tuple[list[dict[str, Any]], dict[str, float], float]:
     folder = scratch / "documents"
     writer, embedder = Writer(folder), ClusteredEmbedder()
     retrieval = RetrievalSettings(metadata={"product": "keyword"})
@@ -177,7 +177,12 @@ def measure(scratch: Path, chunks: int) -> tuple[list[dict[str, Any]], dict[str,
         row("embedding of a question, MiniLM", held, embedding)
         row("hybrid with the embedding", held, [sum(both) for both in zip(hybrid, embedding, strict=True)])
         row("dense half, Edge", held, each(lambda question: dense(points, embedder, question), questions))
-        matrix = np.stack(list(points.vectors([point.point_id for point in points.scan()]).values()))
+        vectors = points.vectors([point.point_id for point in points.scan()])
+        ids, matrix = list(vectors), np.stack(list(vectors.values()))
+        exact = [{ids[place] for place in brute(matrix, embedder, question)} for question in questions[:WARM_UP]]
+        asked = [dense(points, embedder, question) for question in questions[:WARM_UP]]
+        recall = statistics.fmean(len(one & other) / DEPTH for one, other in zip(exact, asked, strict=True))
+        said(f"of the {DEPTH} nearest by brute force, Edge's graph finds {recall:.4f}")
         row("dense half, numpy brute force", held, each(lambda question: brute(matrix, embedder, question), questions))
     catalog.dispose()
     small = chunks // 5
@@ -187,7 +192,7 @@ def measure(scratch: Path, chunks: int) -> tuple[list[dict[str, Any]], dict[str,
             return search_collection(points, embedder, [question], retrieval=retrieval, top_k=TOP_K)
 
         row("hybrid, qdrant-client in memory", small, each(ask_memory, questions[:20], warm_up=2))
-    return rows, figures
+    return rows, figures, recall
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -201,13 +206,16 @@ def each(ask: Callable[[str], object], questions: Sequence[str], warm_up: int = 
     return [timed(partial(ask, question))[0] for question in questions][warm_up:]
 
 
-def dense(points: Collection, embedder: ClusteredEmbedder, question: str) -> object:
-    return points.candidates([Query(embedder.encode_question(question))], DEPTH)
+def dense(points: Collection, embedder: ClusteredEmbedder, question: str) -> set[str]:
+    """Ids of the nearest points."""
+    [found] = points.candidates([Query(embedder.encode_question(question))], DEPTH)
+    return {each.point_id for each in found.dense}
 
 
-def brute(matrix: Vectors, embedder: ClusteredEmbedder, question: str) -> object:
+def brute(matrix: Vectors, embedder: ClusteredEmbedder, question: str) -> list[int]:
+    """Rows of the nearest vectors."""
     scores = matrix @ embedder.encode_question(question)
-    return np.argpartition(-scores, DEPTH)[:DEPTH]
+    return [int(row) for row in np.argpartition(-scores, DEPTH)[:DEPTH]]
 
 
 @contextmanager
