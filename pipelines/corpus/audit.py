@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -21,6 +21,8 @@ Mode = Literal["full", "sampled", "unchanged"]
 SAMPLE = 50
 """Documents of a sampled audit, drawn at random; what was written since the last audit is compared as well."""
 _MOST_RECENT = 2_000
+_ROWS = 1_000  # of the catalog, fetched together
+_BYTES = {"sqlite": "BINARY", "postgresql": "C"}  # collations that order ids as the index does
 _SHOWN = 5
 
 
@@ -140,10 +142,12 @@ def unchanged(collection: str, catalog: sa.Engine) -> AuditReport:
 
 @dataclass(frozen=True, slots=True)
 class _Expected:
-    """What the catalog says of one document, or of one chunk's document."""
+    """What the catalog says of one chunk."""
 
-    content_hash: str
-    state: str
+    document: DocumentKey
+    text_hash: str
+    content_hash: str | None
+    """Of its document; None where the catalog does not know that."""
 
 
 def _compare(
@@ -154,32 +158,54 @@ def _compare(
     source: str | None = None,
     declared: Collection[str] | None = None,
 ) -> tuple[AuditReport, set[DocumentKey]]:
-    documents, chunks = schema.documents.c, schema.chunks.c
-    of_documents = sa.select(documents.source, documents.document_id, documents.content_hash, documents.state)
-    of_documents = of_documents.where(documents.collection == collection)
-    of_chunks = sa.select(chunks.chunk_id, chunks.source, chunks.document_id, chunks.text_hash)
-    of_chunks = of_chunks.where(chunks.collection == collection)
-    if source is not None:
-        of_documents = of_documents.where(documents.source == source)
-        of_chunks = of_chunks.where(chunks.source == source)
-    with catalog.connect() as connection:
-        rows = {(row[0], row[1]): _Expected(row[2], row[3]) for row in connection.execute(of_documents)}
-        wanted = {row[0]: (row[1], row[2], row[3]) for row in connection.execute(of_chunks)}
+    """Both in the order of their ids, side by side: what is held in memory does not grow with the collection."""
+    table = schema.documents
+    here = [table.c.collection == collection, *([] if source is None else [table.c.source == source])]
     wrong: dict[str, set[DocumentKey]] = defaultdict(set)
-    seen: set[str] = set()
-    with index.open(collection) as points:
+    points_seen = 0
+    with catalog.connect() as connection, index.open(collection) as points:
+        expected = _expected(connection, collection, source)
+        wanted = next(expected, None)
+        last = ""
         for point in points.scan(source, with_text=True):
             key = (point.source, point.document_id)
-            if point.point_id in seen:
+            if point.point_id == last:
                 wrong["duplicates"].add(key)
-            elif (declared is not None and point.source not in declared) or wanted.get(point.point_id, ())[:2] != key:
+                continue
+            last = point.point_id
+            points_seen += 1
+            while wanted is not None and wanted[0] < point.point_id:
+                wrong["missing"].add(wanted[1].document)
+                wanted = next(expected, None)
+            undeclared = declared is not None and point.source not in declared
+            if wanted is None or wanted[0] != point.point_id or wanted[1].document != key or undeclared:
                 wrong["orphaned"].add(key)
-            elif _is_stale(point, rows.get(key), wanted[point.point_id][2]):
+            elif _is_stale(point, wanted[1].content_hash, wanted[1].text_hash):
                 wrong["stale"].add(key)
-            seen.add(point.point_id)
-    wrong["missing"] = {key[:2] for chunk_id, key in wanted.items() if chunk_id not in seen}
-    wrong["unfinished"] = {key for key, row in rows.items() if row.state == "writing"}
-    return AuditReport("full", len(rows), len(seen), len(rows), **_named(wrong)), set().union(*wrong.values())
+            if wanted is not None and wanted[0] == point.point_id:
+                wanted = next(expected, None)
+        while wanted is not None:
+            wrong["missing"].add(wanted[1].document)
+            wanted = next(expected, None)
+        documents = int(connection.scalar(sa.select(sa.func.count()).select_from(table).where(*here)) or 0)
+        unfinished = sa.select(table.c.source, table.c.document_id).where(*here, table.c.state == "writing")
+        wrong["unfinished"] = {(row[0], row[1]) for row in connection.execute(unfinished)}
+    return AuditReport("full", documents, points_seen, documents, **_named(wrong)), set().union(*wrong.values())
+
+
+def _expected(connection: sa.Connection, collection: str, source: str | None) -> Iterator[tuple[str, _Expected]]:
+    """Every chunk of the catalog with its id, in the order of the ids."""
+    chunks, documents = schema.chunks.c, schema.documents.c
+    same = sa.and_(*(chunks[name] == documents[name] for name in ("collection", "source", "document_id")))
+    query = (
+        sa.select(chunks.chunk_id, chunks.source, chunks.document_id, chunks.text_hash, documents.content_hash)
+        .select_from(schema.chunks.outerjoin(schema.documents, same))
+        .where(chunks.collection == collection)
+        .order_by(sa.collate(chunks.chunk_id, _BYTES[connection.dialect.name]))
+        .execution_options(yield_per=_ROWS)
+    )
+    for row in connection.execute(query if source is None else query.where(chunks.source == source)):
+        yield row[0], _Expected((row[1], row[2]), row[3], row[4])
 
 
 def _sampled(
@@ -200,35 +226,37 @@ def _sampled(
             rows += list(connection.execute(recent))
         rows += list(connection.execute(columns.where(here, table.c.state == "writing").limit(_MOST_RECENT)))
         sources = set(connection.scalars(sa.select(table.c.source).where(here).distinct()))
-        expected = {(row[0], row[1]): _Expected(row[2], row[3]) for row in rows}
-        wanted: dict[str, tuple[DocumentKey, str]] = {}
+        sampled = {(row[0], row[1]): row for row in rows}
+        wanted: dict[str, _Expected] = {}
         for source in sources:
-            for page in pages([key[1] for key in expected if key[0] == source]):
+            for page in pages([key[1] for key in sampled if key[0] == source]):
                 query = sa.select(chunks.c.chunk_id, chunks.c.document_id, chunks.c.text_hash)
                 found = connection.execute(query.where(*which(chunks, collection, source, page)))
-                wanted |= {row[0]: ((source, row[1]), row[2]) for row in found}
+                wanted |= {
+                    row[0]: _Expected((source, row[1]), row[2], sampled[source, row[1]].content_hash) for row in found
+                }
     wrong: dict[str, set[DocumentKey]] = defaultdict(set)
     with index.open(collection) as points:
         total = points.count()
         counted = {source: points.count(source) for source in sources}
         stored = points.fetch(list(wanted), with_text=True)
-    for chunk_id, (key, digest) in wanted.items():
+    for chunk_id, each in wanted.items():
         point = stored.get(chunk_id)
         if point is None:
-            wrong["missing"].add(key)
-        elif (point.source, point.document_id) != key or _is_stale(point, expected[key], digest):
-            wrong["stale"].add(key)
-    wrong["unfinished"] = {key for key, row in expected.items() if row.state == "writing"}
+            wrong["missing"].add(each.document)
+        elif (point.source, point.document_id) != each.document or _is_stale(point, each.content_hash, each.text_hash):
+            wrong["stale"].add(each.document)
+    wrong["unfinished"] = {key for key, row in sampled.items() if row.state == "writing"}
     undeclared = declared is not None and not sources <= set(declared)
     differing = any(count != chunk_count(collection, catalog, source) for source, count in counted.items())
     if undeclared or differing or total != sum(counted.values()):  # a sample cannot say which documents
         return _compare(collection, catalog, index, declared=declared)
-    report = AuditReport("sampled", held, total, len(expected), **_named(wrong))
+    report = AuditReport("sampled", held, total, len(sampled), **_named(wrong))
     return report, set().union(*wrong.values())
 
 
-def _is_stale(point: StoredPoint, expected: _Expected | None, digest: str) -> bool:
-    return expected is None or expected.content_hash != point.content_hash or text_hash(point.text or "") != digest
+def _is_stale(point: StoredPoint, content_hash: str | None, digest: str) -> bool:
+    return content_hash != point.content_hash or text_hash(point.text or "") != digest
 
 
 def _named(wrong: dict[str, set[DocumentKey]]) -> dict[str, tuple[str, ...]]:

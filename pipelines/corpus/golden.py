@@ -20,6 +20,7 @@ from pipelines.fingerprint import fingerprint, text_hash
 MOST_ALIKE = 5
 """A title that more documents share ("Index", "README") names none of them: no question is made of it."""
 
+_SPARE_TITLES = 4
 _COLUMNS = ("question", "relevant")
 _ALLOWED = (
     "each line needs a question, and the documents that answer it in relevant: ids, source/id or uris, as a list in "
@@ -118,12 +119,20 @@ def generate_golden(titles: Iterable[tuple[str, str, str]], most: int) -> Golden
     share a title all answer it; empty titles and those that more than ``MOST_ALIKE`` documents share are passed over.
     """
     alike: dict[str, list[tuple[str, str]]] = {}
+    largest: list[tuple[int, str]] = []  # a heap: the title to give up next, by the negative of its hash
     for source, document_id, title in titles:
         question = " ".join(title.split())
-        if any(character.isalnum() for character in question):
-            bearers = alike.setdefault(question.casefold(), [])
-            if len(bearers) <= MOST_ALIKE:
-                bearers.append((document_key(source, document_id), question))
+        folded = question.casefold()
+        if not any(character.isalnum() for character in question):
+            continue
+        if folded not in alike:
+            heapq.heappush(largest, (-int(text_hash(folded), 16), folded))
+            alike[folded] = []
+            # Some of what is kept proves too common. What is given up never comes back: its hash stays too large.
+            if len(largest) > most * _SPARE_TITLES and (given_up := heapq.heappop(largest)[1]):
+                del alike[given_up]
+        if (bearers := alike.get(folded)) is not None and len(bearers) <= MOST_ALIKE:
+            bearers.append((document_key(source, document_id), question))
     usable = (folded for folded, bearers in alike.items() if len(bearers) <= MOST_ALIKE)
     chosen = heapq.nsmallest(most, usable, key=text_hash)
     return GoldenSet(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -319,19 +320,23 @@ def _ask(pipeline: Pipeline, questions: MatchedQuestions, index: VectorIndex, k:
     return score_rankings(questions.questions, rankings, k)
 
 
-def _titles(collections: Sequence[str], catalog: sa.Engine) -> list[tuple[str, str, str]]:
+def _titles(collections: Sequence[str], catalog: sa.Engine) -> Iterator[tuple[str, str, str]]:
     table = schema.documents.c
-    query = sa.select(table.source, table.document_id, table.title)
-    with catalog.connect() as connection:
-        held = query.where(table.collection.in_(collections), table.chunks > 0).distinct()
-        return [(row[0], row[1], row[2]) for row in connection.execute(held)]
+    return _rows(sa.select(table.source, table.document_id, table.title).where(table.chunks > 0), collections, catalog)
 
 
-def _documents(collections: Sequence[str], catalog: sa.Engine) -> list[tuple[str, str, str]]:
+def _documents(collections: Sequence[str], catalog: sa.Engine) -> Iterator[tuple[str, str, str]]:
     table = schema.documents.c
-    query = sa.select(table.source, table.document_id, table.uri).where(table.collection.in_(collections)).distinct()
+    return _rows(sa.select(table.source, table.document_id, table.uri), collections, catalog)
+
+
+def _rows(query: sa.Select[Any], collections: Sequence[str], catalog: sa.Engine) -> Iterator[tuple[str, str, str]]:
+    """Of documents, a page at a time."""
+    here = schema.documents.c.collection.in_(collections)
+    query = query.distinct() if len(collections) > 1 else query
     with catalog.connect() as connection:
-        return [(row[0], row[1], row[2]) for row in connection.execute(query)]
+        for row in connection.execute(query.where(here).execution_options(yield_per=1_000)):
+            yield row[0], row[1], row[2]
 
 
 def _scored(
