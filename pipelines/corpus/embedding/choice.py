@@ -13,7 +13,6 @@ import sys
 import tempfile
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,28 +47,37 @@ def open_embedder(
         if backend not in (None, chosen) or precision not in (None, exactness):
             continue
         if chosen == "torch" and (backend == "torch" or exactness == "float32" or _has_cuda()):
-            return SentenceTransformerEmbedder(files, exactness)
+            return _embedder(model, revision, exactness, None)
         folder, record = _settled(files, chosen, exactness)
         if record["accepted"]:
-            if chosen == "openvino":
-                return OpenVinoEmbedder(files, exactness, folder)
-            return SentenceTransformerEmbedder(files, exactness)
+            return _embedder(model, revision, exactness, folder if chosen == "openvino" else None)
         refused.append(f"{chosen} in {exactness}: {record['reason']} (remove {folder} to try again)")
         logger.warning("%s is not embedded by %s", files.name, refused[-1])
     why = "; ".join(refused) or f"{precision} by {backend or 'any backend'} needs what this machine does not have"
     raise ConfigError(f"embedder {model!r} cannot run as it is asked to: {why}")
 
 
+@cache
+def _embedder(model: str, revision: str | None, precision: Precision, converted: Path | None) -> Embedder:
+    """One per process and model in memory, however it was asked for."""
+    files = ModelFiles(model, revision)
+    if converted is None:
+        return SentenceTransformerEmbedder(files, precision)
+    return OpenVinoEmbedder(files, precision, converted)
+
+
 def _fastest_first(files: ModelFiles) -> list[tuple[Backend, Precision]]:
-    """In the order measured on a CPU with AMX; what the hardware only emulates is last."""
+    """What the hardware only emulates is last.
+
+    Measured on MiniLM, 207-token chunks and a CPU with AMX, in milliseconds of processor time a chunk: 12 by OpenVINO
+    and 26 by torch in bfloat16, 37 and 56 in float32.
+    """
     found: list[tuple[Backend, Precision]] = []
     if _has_cuda():
         found += [("torch", files.half), ("torch", "float16")]
     precisions: list[Precision] = ["bfloat16", "float32"] if _computes_bfloat16() else ["float32", "bfloat16"]
     for precision in precisions:
-        if find_spec("openvino") is not None:
-            found.append(("openvino", precision))
-        found.append(("torch", precision))
+        found += [("openvino", precision), ("torch", precision)]
     return found
 
 

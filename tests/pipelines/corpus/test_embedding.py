@@ -374,8 +374,10 @@ def test_only_backend_and_precision_may_differ_between_a_question_and_its_index(
 def test_a_backend_that_is_asked_for_is_used_or_refused() -> None:
     forced = open_embedder(BUNDLED, None, "float32", "torch").identity
     assert (forced["backend"], forced["precision"]) == ("torch", "float32")
+    assert open_embedder(BUNDLED, None, None) is open_embedder(BUNDLED, None), "one in memory"
     if _has_cuda():
         return
+    assert open_embedder(BUNDLED, None, NATIVE, "openvino") is open_embedder(BUNDLED, None)
     with pytest.raises(ConfigError, match="float16 by any backend needs what"):
         open_embedder(BUNDLED, None, "float16")
 
