@@ -6,6 +6,9 @@ Every set goes the way that a use case's documents go: its source is synced into
 and its questions are asked of that collection. A document ranks where its best chunk does. ``--quick`` only takes the
 smallest set.
 
+Vectors differ in the third digit between backends and precisions of the embedder, and these scores with them: SciFact's
+by up to .003.
+
 What was chosen, and on what: never on the questions that are scored here, but on SciFact's 809 train questions (nDCG@10
 first) and on the link questions of the handbook's versions v1, v2 and v3 (mean, second).
 
