@@ -203,8 +203,8 @@ class Collection(ABC):
     ) -> list[Candidates]:
         """For each query the ``limit`` best points by meaning and by words, of those that meet all conditions.
 
-        A collection without a schema has no sparse vectors: nothing is found by words. How rare a word is, an engine may
-        reckon with deleted points too, until it has rewritten the segment that held them.
+        A collection without a schema has no sparse vectors: nothing is found by words. How rare a word is, an engine
+        may reckon with deleted points too, until it has rewritten the segment that held them.
         """
 
     @abstractmethod

@@ -26,6 +26,14 @@ class Reranker:
         self._model = model
         self._folder = model_folder(model, revision)
 
+    def load(self) -> None:
+        """Now rather than at the first question.
+
+        Raises:
+            ConfigError: it has more than one score.
+        """
+        self._encoder  # noqa: B018 a cached property
+
     def scores(self, question: str, texts: Sequence[str]) -> list[float]:
         """How well each text answers ``question``, as the model's own activation puts it: higher is better."""
         pairs = [(question, text) for text in texts]

@@ -157,6 +157,8 @@ def search(
         _check_embedder(served.collection, built, embedder, use_case)
         vector = embedder.encode_question(question)
     reranker = _reranker(retrieval)
+    if reranker is not None:
+        reranker.load()  # before the index is held
     with index.open(served.collection) as points:
         _check_fields(points, conditions, use_case)
         found = _ranked(points, [Query(vector, question)], retrieval, reranker, limit, conditions)[0]
