@@ -405,30 +405,33 @@ def test_both_engines_give_the_same_answers_on_real_text(
 # ---------------------------------------------------------------- reranking
 
 
-@pytest.fixture(scope="session")
-def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_cross_encoder(folder: Path, outputs: int) -> Path:
     """Random and tiny, but a real one."""
     import shutil
 
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    folder = tmp_path_factory.mktemp("cross_encoder")
     torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        num_labels=1,
-        initializer_range=0.5,
-    )
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BertConfig(**sizes, num_labels=outputs, initializer_range=0.5)
     BertForSequenceClassification(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
         source = model_folder(BUNDLED, None) / name
         if source.exists():
             shutil.copy(source, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cross_encoder(tmp_path_factory.mktemp("cross_encoder"), 1)
+
+
+def test_a_reranker_with_several_outputs_is_refused(edge_described: Corpus, tmp_path: Path) -> None:
+    settings = edge_described.retrieval.model_copy(update={"reranker": str(make_cross_encoder(tmp_path, 2))})
+    with pytest.raises(ConfigError, match="has 2 outputs: choose a cross-encoder with one score"):
+        edge_described.search("water", retrieval=settings)
 
 
 def test_a_reranker_decides_the_order_of_the_best(edge_described: Corpus, cross_encoder: Path) -> None:
