@@ -219,7 +219,7 @@ def _plain(heading: str, definitions: dict[str, Any]) -> str:
 
 def _cells(tokens: list[Token], position: int) -> list[str]:
     cells = []
-    for token in tokens[position + 1 :]:
+    for token in _after(tokens, position):
         if token.type == "tr_close":
             break
         if token.type == "inline":
@@ -228,8 +228,13 @@ def _cells(tokens: list[Token], position: int) -> list[str]:
 
 
 def _has_rows(tokens: list[Token], position: int) -> bool:
-    ends = next(token.type for token in tokens[position:] if token.type in ("tbody_open", "table_close"))
+    ends = next(token.type for token in _after(tokens, position) if token.type in ("tbody_open", "table_close"))
     return ends == "tbody_open"
+
+
+def _after(tokens: list[Token], position: int) -> Iterator[Token]:
+    """The tokens that follow; a slice for each row would copy them all."""
+    return map(tokens.__getitem__, range(position + 1, len(tokens)))
 
 
 def _without_tags(html: str) -> str:
