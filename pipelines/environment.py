@@ -22,6 +22,8 @@ class Environment(BaseSettings):
 
     home: Path = Field(default=REPOSITORY / ".freshet", alias="FRESHET_HOME")
     """Folder of every embedded store."""
+    cache: Path | None = Field(default=None, alias="FRESHET_CACHE")
+    """Converted embedders, which can always be made again; unset, ``<home>/cache``."""
     data: Path | None = Field(default=None, alias="FRESHET_DATA")
     """Where relative paths in a use case start: ``<data>/<use case>/``; unset, the use case's own folder."""
     automation: bool = Field(default=False, alias="FRESHET_AUTOMATION")
@@ -37,10 +39,15 @@ class Environment(BaseSettings):
     llama_cpp_root: Path | None = Field(default=None, alias="LLAMA_CPP_ROOT")
     """A llama.cpp checkout whose converter is used instead of the bundled one."""
 
-    @field_validator("home", "data")
+    @field_validator("home", "cache", "data")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
+
+    @property
+    def cache_folder(self) -> Path:
+        """What can be made again."""
+        return self.cache or self.home / "cache"
 
     @property
     def catalog_url(self) -> str:

@@ -15,11 +15,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")  # parallel test processes that ea
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
+@pytest.fixture(scope="session")
+def embedder_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Embedders converted once for the whole run: processes of pytest-xdist share the folder above theirs."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own) / "embedder_cache"
+
+
 @pytest.fixture(autouse=True)
-def freshet_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def freshet_home(tmp_path: Path, embedder_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A FRESHET_HOME of the test's own; nothing of the caller's environment leaks in."""
     for name in ("DATABASE_URL", "QDRANT_URL", "QDRANT_API_KEY", "MODEL_REGISTRY_URL", "FRESHET_DATA"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FRESHET_CACHE", str(embedder_cache))
     home = tmp_path / "freshet"
     monkeypatch.setenv("FRESHET_HOME", str(home))
     return home

@@ -275,7 +275,8 @@ class _Run:
         for document_id in plan.delete:
             if held[document_id].content_hash:
                 self._gone[held[document_id].content_hash].append(document_id)
-        self._spare: dict[str, Vectors] = {}  # of texts just taken out or written: a later batch may have them
+        self._recent: Mapping[str, Vectors] = {}  # of the batch that is being written
+        self._spare: dict[str, Vectors] = {}  # of texts that were taken out: a later batch may have them elsewhere
         self._writing: Future[None] | None = None
         self._tidy = False
         self._reusable = _same_embedder(target)
@@ -435,15 +436,17 @@ class _Run:
         with self._clock.phase("embed"):
             fresh = self._target.pipeline.embedder.encode([texts[digest] for digest in unknown])
         vectors |= dict(zip(unknown, fresh, strict=True))
+        self._recent = vectors
         self._counts["embedded"] += len(unknown)
         self._counts["written"] += sum(len(wanted.chunks) for wanted in batch)
         return vectors
 
     def _known_vectors(self, batch: Sequence[_Wanted], hashes: Collection[str]) -> dict[str, Vectors]:
-        """Of the same text in this collection, in another one of the same embedder, or just taken out or written."""
+        """Of the same text in this collection, in another one of the same embedder, or just taken out or embedded."""
         target = self._target
-        spare = self._spare
-        known = {digest: vector for digest in hashes if (vector := spare.get(digest)) is not None}
+        recent, spare = self._recent, self._spare
+        known = {digest: recent[digest] for digest in hashes if digest in recent}
+        known |= {digest: vector for digest in hashes if (vector := spare.get(digest)) is not None}
         # An id is made of its text, so a point that a crash left is as good as one that the catalog knows.
         half_written = [wanted for wanted in batch if wanted.document.document_id in self._held]
         of_ids = {chunk.chunk_id: chunk.text_hash for wanted in half_written for chunk in wanted.chunks}
@@ -492,7 +495,6 @@ class _Run:
                 if last:  # every opening of the embedded engine takes its time
                     collection.optimise()
             self._commit(batch, indexed_at)
-            self._keep_vectors(vectors)
 
     def _keep_vectors(self, vectors: Mapping[str, Vectors]) -> None:
         self._spare |= vectors

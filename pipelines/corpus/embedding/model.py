@@ -21,7 +21,7 @@ _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 def cache_folder() -> Path:
     """Where converted models live; whatever is in it can be made again."""
-    return Environment().home / "cache" / "embedders"
+    return Environment().cache_folder / "embedders"
 
 
 class ModelFiles:

@@ -66,7 +66,7 @@ def started(home: Path, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", _OPEN, BUNDLED],
         cwd=REPOSITORY,
-        env={**os.environ, "FRESHET_HOME": str(home), **variables},
+        env={**os.environ, "FRESHET_HOME": str(home), "FRESHET_CACHE": str(home / "cache"), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -90,6 +90,7 @@ def two_openings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[t
 def converted(two_openings: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home in which the bundled model is converted already: it is the home of every test here."""
     monkeypatch.setenv("FRESHET_HOME", str(two_openings[0]))
+    monkeypatch.setenv("FRESHET_CACHE", str(two_openings[0] / "cache"))
     return two_openings[0]
 
 
@@ -207,6 +208,7 @@ def test_a_damaged_conversion_is_made_again(
 ) -> None:
     home = tmp_path / "home"
     monkeypatch.setenv("FRESHET_HOME", str(home))
+    monkeypatch.setenv("FRESHET_CACHE", str(home / "cache"))
     copy = shutil.copytree(entry, home / "cache" / "embedders" / entry.name)
     before = _valid_record(copy)
     assert before is not None
@@ -241,6 +243,7 @@ def test_a_conversion_that_crashes_is_remembered_as_a_refusal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("FRESHET_HOME", str(tmp_path))
+    monkeypatch.setenv("FRESHET_CACHE", str(tmp_path / "cache"))
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho out of everything >&2\nkill -FPE $$\n")
     python.chmod(0o700)
