@@ -188,7 +188,7 @@ class ApiDocuments(Source):
     def _still_holds(self, page: Mapping[str, Any], known: Known) -> bool:
         """Whether what a page listed is indexed, so that it need not be read where it did not change."""
         versions = [known.versions.get(key) for key, _ in page.get("ids", ())]
-        return bool(page) and None not in versions and fingerprint(versions)[:16] == page["versions"]
+        return bool(page) and fingerprint(versions)[:16] == page["versions"]
 
     def _first(self) -> dict[str, str]:
         match self._settings.pagination:

@@ -36,7 +36,7 @@ class FeedEntries(Source):
         read_by = fingerprint(PARSER_VERSION, self._settings.url)[:16]
         state = known.state if known.state.get("read_by") == read_by else {}
         before: Mapping[str, str] = state.get("versions", {})
-        held = bool(state) and not known.retry and all(known.versions.get(key) == before[key] for key in before)
+        held = bool(state) and all(known.versions.get(key) == before[key] for key in before)
         self._entries.clear()
         accept = "application/atom+xml,application/rss+xml,application/xml;q=0.9,*/*;q=0.5"
         validators = state["validators"] if held else None
@@ -70,7 +70,12 @@ class FeedEntries(Source):
         # A stream, so that it is never taken for the address or name of something to open; and without its address, to
         # which feedparser would make ids relative.
         headers = {"content-type": response.headers.get("content-type", "")}
-        found = feedparser.parse(io.BytesIO(data), response_headers=headers)
+        try:
+            found = feedparser.parse(io.BytesIO(data), response_headers=headers)
+        except Exception as error:  # it promises not to, and does now and then
+            raise SourceError(
+                f"source {self._settings.name!r}: {self._shown} cannot be parsed: {type(error).__name__} {error}"
+            ) from error
         wrong = found.get("bozo_exception") if found.bozo else None
         wrong = None if type(wrong).__name__ in _HARMLESS else wrong
         if not found.entries and (wrong is not None or not found.get("version")):

@@ -209,7 +209,7 @@ class Client:
 
     def _add_headers(self) -> None:
         settings = self._settings
-        self._own = {key: value.strip() for key, value in settings.headers.items()}
+        self._own = {key.title(): value.strip() for key, value in settings.headers.items()}  # one spelling each
         hidden = [value for key, value in self._own.items() if not re.match(r"(?i)(accept|content)", key)]
         if settings.auth is not None:
             secret = os.environ.get(settings.auth.env, "").strip()
@@ -217,7 +217,7 @@ class Client:
                 raise ConfigError(
                     f"{self._name}: the environment variable {settings.auth.env} is not set; 'auth' needs its value"
                 )
-            self._own[settings.auth.header] = settings.auth.prefix + secret
+            self._own[settings.auth.header.title()] = settings.auth.prefix + secret
             hidden += [secret, settings.auth.prefix + secret]
         self._secrets = tuple(each for each in hidden if len(each) > 2)
         for key, value in self._own.items():

@@ -39,7 +39,7 @@ from pipelines.corpus.parsing.outline import facts
 from pipelines.corpus.settings import WebSource
 from pipelines.corpus.sources.base import LONGEST_ID, NOTHING_KNOWN, Known, Listed, Listing, Source, document, moment
 from pipelines.corpus.sources.http import Client, Response, charset, gunzip, normalised, origin, status_in_words
-from pipelines.errors import DocumentError, SourceError, SourceUnavailableError
+from pipelines.errors import DocumentError, FreshetError, SourceError, SourceUnavailableError
 from pipelines.fingerprint import fingerprint, text_hash
 from pipelines.settings import without_credentials
 
@@ -379,6 +379,15 @@ def parse_article(html: str, url: str) -> Parsed:
     Raises:
         DocumentError: it holds no text.
     """
+    try:
+        return _article(html, url)
+    except FreshetError:
+        raise
+    except Exception as error:  # its libraries were written for pages that people made
+        raise DocumentError(f"it cannot be parsed: {type(error).__name__} {error}") from error
+
+
+def _article(html: str, url: str) -> Parsed:
     import trafilatura
 
     stated: Mapping[str, Any] = {}

@@ -251,6 +251,21 @@ def test_what_could_not_be_indexed_is_asked_for_again_although_its_page_is_uncha
     assert index.read == ["2"]
 
 
+def test_a_version_that_a_crash_left_is_not_taken_for_the_one_that_was_listed(api: Api) -> None:
+    """I9: the page went back to what the state knows, after another version was indexed."""
+    api.tagged = True
+    api.notes = [note(1, "first")]
+    index = Index()
+    index.sync(api.source())
+    state = index.state
+    api.notes = [note(1, "second")]
+    index.sync(api.source())
+    index.state = state
+    api.notes = [note(1, "first")]
+    index.sync(api.source())
+    assert index.texts == {"1": "first"}
+
+
 def test_other_settings_read_everything_again(api: Api) -> None:
     """I11"""
     api.tagged = True
@@ -515,9 +530,12 @@ def test_a_deletion_that_was_withheld_is_named_again(site: Site, clock: Callable
     clock(NOON + timedelta(hours=3))
     api.notes[1]["at"] = at(170)
     second = api.opened().list(Known(known.versions, state=first.state))
+    site.paths()
+    third = api.opened().list(Known(known.versions, state=second.state))  # which does not list it any more
+    assert site.paths() == ["/changes?since=2026-05-01T14%3A40%3A00Z"]
     api.notes[0] |= {"gone": 0, "at": at(175), "text": "back"}
-    third = api.opened().list(Known(known.versions, state=second.state))
-    assert (first.removed, second.removed, third.removed) == ({"1"}, {"1"}, set())
+    fourth = api.opened().list(Known(known.versions, state=third.state))
+    assert [each.removed for each in (first, second, third, fourth)] == [{"1"}, {"1"}, {"1"}, set()]
 
 
 def test_settings_that_cannot_be_right_are_refused() -> None:

@@ -9,6 +9,7 @@ import socket
 import ssl
 import time
 import traceback
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,22 @@ def test_a_server_that_asks_to_wait_is_waited_for(site: Site, dated: bool) -> No
     assert site.asked[1].at - site.asked[0].at >= 0.9
 
 
+def test_while_a_server_is_waited_for_nothing_else_is_asked_of_it(site: Site) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    answers = iter([Answer(status=429, headers={"Retry-After": "1"}), Answer("here")])
+    site.pages |= {"/a": lambda _: next(answers), "/b": Answer("there")}
+    asking = client()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(asking.get, f"{site.url}/a")
+        while not site.asked:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        asking.get(f"{site.url}/b")
+        assert waiting.result().body == b"here"
+    assert min(asked.at for asked in site.asked[1:]) - site.asked[0].at >= 0.9
+
+
 def test_a_server_that_asks_to_wait_long_is_left_alone(site: Site) -> None:
     site.pages["/a"] = Answer(status=503, headers={"Retry-After": "3600"})
     with pytest.raises(SourceUnavailableError, match="asks to wait 3600 s"):
@@ -106,8 +123,12 @@ def test_too_large_answers_are_refused_before_they_fill_the_memory(site: Site) -
         most = 1000 if path == "/long" else 100_000
         with pytest.raises(SourceError, match=why):
             client(max_bytes=most).get(site.url + path)
+    bomb = gzip.compress(b"\0" * 50_000_000)
+    tracemalloc.start()
     with pytest.raises(SourceError, match="when decompressed"):
-        http.gunzip([gzip.compress(b"\0" * 10_000_000)], 1_000_000)
+        http.gunzip([bomb], 1_000_000)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
 
 
 def test_several_compressed_parts_are_one_and_a_torn_one_is_none() -> None:

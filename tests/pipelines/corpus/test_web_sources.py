@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Crawl:
 
     def __init__(self, site: Site) -> None:
         self.site = site
+        self.sources: list[Source] = []
         self.settings: dict[str, Any] = {"delay_seconds": 0}
         self.versions: dict[str, str] = {}
         self.texts: dict[str, str] = {}
@@ -60,7 +62,8 @@ class Crawl:
     def opened(self, *paths: str, **settings: Any) -> Source:
         urls = [self.site.url + path if path.startswith("/") else path for path in paths]
         given = {"name": "docs", "type": "web", "allow_private": True, "urls": urls, **self.settings, **settings}
-        return open_source(WebSource(**given), base=Path())
+        self.sources.append(open_source(WebSource(**given), base=Path()))
+        return self.sources[-1]
 
     def sitemap(self, *pages: str | tuple[str, str]) -> None:
         both = [each if isinstance(each, tuple) else (each, "") for each in pages]
@@ -106,8 +109,11 @@ def held_is_other(crawl: Crawl, each: Any) -> bool:
 
 
 @pytest.fixture
-def crawl(site: Site) -> Crawl:
-    return Crawl(site)
+def crawl(site: Site) -> Iterator[Crawl]:
+    opened = Crawl(site)
+    yield opened
+    for source in opened.sources:
+        source.close()
 
 
 # --- text

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from pipelines.corpus.sources import http
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -120,12 +122,20 @@ class Site:
 
 
 def open_site(monkeypatch: pytest.MonkeyPatch, context: ssl.SSLContext | None = None) -> Iterator[Site]:
-    """A site, and a client that does not wait long before it tries again."""
-    from pipelines.corpus.sources import http
+    """A site, and clients that do not wait long before they try again, closed with it."""
+    clients: list[http.Client] = []
+    real = http.Client.__init__
 
+    def remembered(self: http.Client, *arguments: Any, **more: Any) -> None:
+        real(self, *arguments, **more)
+        clients.append(self)
+
+    monkeypatch.setattr(http.Client, "__init__", remembered)
     monkeypatch.setattr(http, "_BACKOFF_SECONDS", 0.01)
     site = Site(context)
     yield site
+    for client in clients:
+        client.close()
     site.close()
 
 
