@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from pipelines.corpus.bm25 import bm25, weighted_text
 from pipelines.corpus.index import (
     DENSE,
-    DOCUMENT_FIELDS,
     WORDS,
     Candidates,
     Collection,
@@ -328,15 +327,11 @@ class EdgeCollection(Collection):
             if query.vector is not None:
                 asked.append((number, DENSE))
                 nearest = qe.Query.Nearest(query.vector.tolist(), using=DENSE)
-                requests.append(
-                    qe.QueryRequest(limit=limit, query=nearest, filter=where, with_payload=list(DOCUMENT_FIELDS))
-                )
+                requests.append(qe.QueryRequest(limit=limit, query=nearest, filter=where))
             if query.text is not None and words is not None:
                 asked.append((number, WORDS))
                 nearest = qe.Query.Nearest(words.embed_query(query.text), using=WORDS)
-                requests.append(
-                    qe.QueryRequest(limit=limit, query=nearest, filter=where, with_payload=list(DOCUMENT_FIELDS))
-                )
+                requests.append(qe.QueryRequest(limit=limit, query=nearest, filter=where))
         found = [Candidates([], []) for _ in queries]
         answers = self._shard.query_batch(qe.QueryBatchRequest(requests)) if requests else []
         for (number, using), answer in zip(asked, answers, strict=True):

@@ -28,9 +28,6 @@ DENSE = "dense"
 WORDS = "words"
 """Name of the sparse vector of BM25 term weights, which adapters make from the payload (``bm25.weighted_text``)."""
 
-DOCUMENT_FIELDS = ("source", "document_id")
-"""Payload fields that name a point's document."""
-
 OWN_FIELDS: Mapping[str, FieldType] = {
     "source": "keyword",
     "document_id": "keyword",
@@ -124,19 +121,14 @@ class Scored:
 
     point_id: str
     score: float
-    document: tuple[str, str]
-    """Source and id of its document."""
 
 
 def ranking(points: Iterable[Any]) -> list[Scored]:
-    """An engine's answer, whose points have ``id``, ``score`` and, of the payload, ``DOCUMENT_FIELDS``; best first.
+    """An engine's answer, whose points have ``id`` and ``score``; best first.
 
     Engines round differently in the seventh digit: what is equal before that comes in the order of the ids.
     """
-    scored = (
-        Scored(str(point.id), round(float(point.score), 6), (point.payload["source"], point.payload["document_id"]))
-        for point in points
-    )
+    scored = (Scored(str(point.id), round(float(point.score), 6)) for point in points)
     return sorted(scored, key=lambda each: (-each.score, each.point_id))
 
 

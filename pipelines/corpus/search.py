@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from pipelines.catalog import collections, served_collections
 from pipelines.corpus.embedding import Embedder, comparable, open_embedder
 from pipelines.corpus.filters import Filters, conditions_of, may_read, readable_by
-from pipelines.corpus.fusion import fused
+from pipelines.corpus.fusion import above_average, fused, lifted
 from pipelines.corpus.index import Collection, Condition, Query, Scored, VectorIndex
 from pipelines.corpus.settings import RetrievalSettings
 from pipelines.errors import ConfigError, NotBuiltError
@@ -204,7 +204,13 @@ def _ranked(
     wanted = limit if reranker is None else max(limit, RERANKED)
     found = points.candidates(asked, max(wanted, DEPTH) if mode == "hybrid" else wanted, conditions)
     rankings = [fused(each, retrieval.fusion) if mode == "hybrid" else each.dense or each.words for each in found]
-    payloads = points.payloads(list({each.point_id for ranking in rankings for each in ranking[:wanted]}))
+    lifting = mode == "hybrid" and retrieval.fusion == "dbsf"
+    above = [above_average(*each) if lifting else [] for each in zip(rankings, found, strict=True)]
+    needed = ((*ranking[:wanted], *more) for ranking, more in zip(rankings, above, strict=True))
+    payloads = points.payloads(list({each.point_id for some in needed for each in some}))
+    if lifting:
+        documents = {name: (payload["source"], payload["document_id"]) for name, payload in payloads.items()}
+        rankings = [lifted(*each, documents) for each in zip(rankings, above, strict=True)]
     answers = []
     for query, candidates, ranking in zip(queries, found, rankings, strict=True):
         best = [each for each in ranking[:wanted] if each.point_id in payloads]

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from pipelines.corpus.bm25 import bm25, weighted_text
 from pipelines.corpus.index import (
     DENSE,
-    DOCUMENT_FIELDS,
     WORDS,
     Candidates,
     Collection,
@@ -229,17 +228,13 @@ class ServerCollection(Collection):
                 asked.append((number, DENSE))
                 dense = query.vector.tolist()
                 requests.append(
-                    models.QueryRequest(
-                        query=dense, using=DENSE, filter=where, limit=limit, with_payload=list(DOCUMENT_FIELDS)
-                    )
+                    models.QueryRequest(query=dense, using=DENSE, filter=where, limit=limit, with_payload=False)
                 )
             if query.text is not None and words is not None:
                 asked.append((number, WORDS))
                 sparse = _sparse(words.embed_query(query.text))
                 requests.append(
-                    models.QueryRequest(
-                        query=sparse, using=WORDS, filter=where, limit=limit, with_payload=list(DOCUMENT_FIELDS)
-                    )
+                    models.QueryRequest(query=sparse, using=WORDS, filter=where, limit=limit, with_payload=False)
                 )
         found = [Candidates([], []) for _ in queries]
         for start in range(0, len(requests), _QUERIES):

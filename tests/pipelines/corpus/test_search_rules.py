@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.corpus.filters import may_read, parsed_filters
-from pipelines.corpus.fusion import DOCUMENT_SHARE, RRF_K, fused
+from pipelines.corpus.fusion import DOCUMENT_SHARE, RRF_K, above_average, fused, lifted
 from pipelines.corpus.index import Candidates, Scored
 from pipelines.errors import ConfigError
 
@@ -52,7 +52,7 @@ def test_who_may_read_what(access: list[str], principals: list[str], readable: b
 
 
 def ranking(**scores: float) -> list[Scored]:
-    return [Scored(name, score, ("s", name[0])) for name, score in scores.items()]
+    return [Scored(name, score) for name, score in scores.items()]
 
 
 def test_reciprocal_ranks_add_up() -> None:
@@ -68,14 +68,18 @@ def test_scores_add_up_by_their_distribution() -> None:
 
 
 def test_a_chunk_gains_from_what_else_its_document_scores_above_average() -> None:
-    dense = ranking(x1=0.9, y1=0.9, y2=0.8, z1=0.1, z2=0.1)
-    words = ranking(x1=9, y1=9, y2=8, z1=1, z2=1)
-    found = {each.point_id: each.score for each in fused(Candidates(dense, words), "dbsf")}
-    assert next(iter(found)) == "y1"
-    assert found["y1"] - found["x1"] == pytest.approx(
-        DOCUMENT_SHARE * (found["y2"] - 1) / (1 + DOCUMENT_SHARE), abs=0.03
-    )
-    assert found["z1"] == found["z2"] < 1
+    candidates = Candidates(ranking(x1=0.9, y1=0.9, y2=0.8, y3=0.1, z1=0.1), ranking(x1=9, y1=9, y2=8, y3=1, z1=1))
+    before = fused(candidates, "dbsf")
+    above = above_average(before, candidates)
+    assert [each.point_id for each in above] == ["x1", "y1", "y2"]
+    documents = {each.point_id: ("s", each.point_id[0]) for each in above}
+    scores = {each.point_id: each.score for each in before}
+    found = {each.point_id: each.score for each in lifted(before, above, documents)}
+    assert list(found) == ["y1", "x1", "y2", "y3", "z1"]
+    assert found["y1"] == pytest.approx(scores["y1"] + DOCUMENT_SHARE * (scores["y2"] - 1))
+    assert found["y2"] == pytest.approx(scores["y2"] + DOCUMENT_SHARE * (scores["y1"] - 1))
+    assert [found[name] for name in ("x1", "y3", "z1")] == [scores[name] for name in ("x1", "y3", "z1")]
+    assert lifted(before, above, {}) == before
 
 
 def test_equal_scores_come_in_the_order_of_their_ids() -> None:
