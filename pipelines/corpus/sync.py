@@ -9,10 +9,9 @@ Three things overlap: one thread reads and cuts documents, this one embeds, and 
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -56,7 +55,6 @@ if TYPE_CHECKING:
     from pipelines.corpus.embedding import Vectors
 
 _FIRST_BATCH = 64  # chunks: the encoder starts early
-_AHEAD = 32  # documents that are read before they are needed
 _SPARE = 10_000  # vectors of texts that were just taken out
 _FRESH_SECONDS = 600.0  # while a new collection is built, the served one is brought up to date this often
 
@@ -106,7 +104,7 @@ def sync_source(
     index: VectorIndex,
     progress: Callable[[str], None] = lambda _line: None,
     embedder: Embedder | None = None,
-    batch_chunks: int = 1024,
+    batch_chunks: int = 512,
     approve_deletions: int = 0,
     lock_seconds: float = 60.0,
 ) -> SyncReport:
@@ -289,7 +287,10 @@ class _Run:
         touched: list[_Wanted] = []
         size, full, done, started = 0, min(_FIRST_BATCH, batch_chunks), 0, time.monotonic()
 
-        with ThreadPoolExecutor(1, "write") as writer, _ahead(self._read(), _AHEAD) as documents:
+        with (
+            ThreadPoolExecutor(1, "write") as writer,
+            _ahead(self._read(), batch_chunks) as documents,
+        ):
 
             def submit(write: Callable[[Sequence[_Wanted]], None], documents: Sequence[_Wanted]) -> None:
                 self._wait()  # never more than one batch waiting
@@ -693,44 +694,62 @@ def _record_sync(target: _Target, listing: Listing, report: SyncReport) -> None:
             connection.execute(sa.insert(schema.sync_lags).values(**of, **asdict(report.lag)))
 
 
-_Item = TypeVar("_Item")
-_END = object()
+_Read = _Wanted | tuple[Listed, str]
+
+
+def _weight(read: _Read) -> int:
+    return len(read.chunks) or 1 if isinstance(read, _Wanted) else 1
 
 
 @contextmanager
-def _ahead(items: Iterator[_Item], most: int) -> Iterator[Iterator[_Item]]:
-    """``items``, made in a thread of their own, at most so many before they are taken."""
-    taken: queue.Queue[Any] = queue.Queue(most)
-    stopped = threading.Event()
+def _ahead(items: Iterator[_Read], most: int) -> Iterator[Iterator[_Read]]:
+    """``items``, made in a thread of their own, at most so many chunks (and one document) before they are taken."""
+    ready: deque[_Read] = deque()
+    changed = threading.Condition()
+    held, ended, stopped = 0, False, False
+    failure: BaseException | None = None
 
-    def put(item: Any) -> None:
-        while not stopped.is_set():
-            try:
-                taken.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return
+    def has_room() -> bool:
+        return stopped or held < most
 
     def make() -> None:
+        nonlocal held, ended, failure
         try:
             for item in items:
-                put(item)
-                if stopped.is_set():
-                    return
-            put(_END)
+                with changed:
+                    changed.wait_for(has_room)
+                    if stopped:
+                        return
+                    ready.append(item)
+                    held += _weight(item)
+                    changed.notify_all()
         except BaseException as error:  # noqa: BLE001 raised again in the thread that takes
-            put(error)
+            failure = error
+        finally:
+            with changed:
+                ended = True
+                changed.notify_all()
 
-    def take() -> Iterator[_Item]:
-        while (item := taken.get()) is not _END:
-            if isinstance(item, BaseException):
-                raise item
+    def take() -> Iterator[_Read]:
+        nonlocal held
+        while True:
+            with changed:
+                changed.wait_for(lambda: ready or ended)
+                if not ready:
+                    break
+                item = ready.popleft()
+                held -= _weight(item)
+                changed.notify_all()
             yield item
+        if failure is not None:
+            raise failure
 
     thread = threading.Thread(target=make, name="read", daemon=True)
     thread.start()
     try:
         yield take()
     finally:
-        stopped.set()
+        with changed:
+            stopped = True
+            changed.notify_all()
         thread.join()

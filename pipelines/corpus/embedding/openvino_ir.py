@@ -141,7 +141,7 @@ class OpenVinoEmbedder(Embedder):
 
     @cached_property
     def _queue(self) -> Any:
-        return import_openvino().AsyncInferQueue(self._compiled, available_cores())
+        return import_openvino().AsyncInferQueue(self._compiled, 2 * available_cores())
 
     @cached_property
     def _compiled(self) -> Any:

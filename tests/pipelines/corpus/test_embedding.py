@@ -375,6 +375,7 @@ def test_only_backend_and_precision_may_differ_between_a_question_and_its_index(
 
 
 def test_a_backend_that_is_asked_for_is_used_or_refused() -> None:
+    open_embedder.cache_clear()  # another test may have opened it in a cache folder of its own
     forced = open_embedder(BUNDLED, None, "float32", "torch").identity
     assert (forced["backend"], forced["precision"]) == ("torch", "float32")
     assert open_embedder(BUNDLED, None, None) is open_embedder(BUNDLED, None), "one in memory"
