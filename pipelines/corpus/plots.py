@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines.corpus.freshness import Lag
 from pipelines.corpus.quality import Comparison
-from pipelines.evaluation.plots import _canvas, _png
+from pipelines.figures import canvas, png
 
 # Okabe & Ito's colours, which the colour-blind tell apart; markers differ too.
 _BLUE, _ORANGE, _GREEN, _VERMILION, _PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
@@ -45,7 +45,7 @@ def quality_over_time(points: Sequence[QualityPoint]) -> bytes:
     A dashed line stands where another collection answers, a dotted one where the questions or k changed: scores left
     and right of that do not compare. Generated questions change with the documents all the time, and are not marked.
     """
-    figure, axes = _canvas(width=8, height=4)
+    figure, axes = canvas(width=8, height=4)
     times, last = [point.scored_at for point in points], points[-1]
     for values, name, colour, marker in (
         ([point.recall for point in points], f"recall@{last.k}", _BLUE, "o"),
@@ -59,12 +59,12 @@ def quality_over_time(points: Sequence[QualityPoint]) -> bytes:
     source = "questions made from titles" if last.generated else "golden questions"
     axes.set(ylim=(-0.02, 1.02), ylabel=f"mean over {source} (0 to 1)")
     _over_time(figure, axes, times)
-    return _png(figure)
+    return png(figure)
 
 
 def freshness_over_time(points: Sequence[FreshnessPoint]) -> bytes:
     """PNG of the lag from update to index in minutes, on a log axis that starts at one second; at least one point."""
-    figure, axes = _canvas(width=8, height=4)
+    figure, axes = canvas(width=8, height=4)
     slowest = max(point.lag.max for point in points) / 60
     for name, label, colour, marker in (
         ("max", "slowest document", _VERMILION, "^"),
@@ -77,13 +77,13 @@ def freshness_over_time(points: Sequence[FreshnessPoint]) -> bytes:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(ylim=(1 / 70, max(10, 1.5 * slowest)), ylabel="from update to searchable (minutes)")
     _over_time(figure, axes, [point.at for point in points])
-    return _png(figure)
+    return png(figure)
 
 
 def question_changes(comparison: Comparison) -> bytes:
     """PNG of each question's change of nDCG@k, the worst first, with the mean and its 95 % interval."""
     changes = [change for _, change in comparison.changes]
-    figure, axes = _canvas(width=8, height=4)
+    figure, axes = canvas(width=8, height=4)
     places = range(1, len(changes) + 1)
     colours = [_VERMILION if change < 0 else _BLUE for change in changes]
     axes.bar(places, changes, width=1.0 if len(changes) > 100 else 0.8, color=colours)
@@ -99,7 +99,7 @@ def question_changes(comparison: Comparison) -> bytes:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside upper center", frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _mark(axes: Any, times: Sequence[datetime], values: Sequence[Any], style: str, colour: str, label: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.evaluation.metrics import ClassScores
+from pipelines.figures import canvas, png
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,7 @@ def confusion_matrix(counts: NDArray[np.int64], categories: Sequence[str]) -> by
     import numpy as np
 
     size = len(categories)
-    figure, axes = _canvas(width=min(3 + 0.55 * size, 16), height=min(2.2 + 0.5 * size, 15))
+    figure, axes = canvas(width=min(3 + 0.55 * size, 16), height=min(2.2 + 0.5 * size, 15))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     font = 9 if size <= 20 else 5
@@ -40,12 +40,12 @@ def confusion_matrix(counts: NDArray[np.int64], categories: Sequence[str]) -> by
                 if counts[row, column]:
                     colour = "white" if shares[row, column] > 0.5 else "black"
                     axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 def class_bars(per_class: Sequence[ClassScores]) -> bytes:
     """PNG of precision, recall and F1 of each category, with its number of true rows; for several labels a row."""
-    figure, axes = _canvas(width=8, height=1.4 + 0.55 * len(per_class))
+    figure, axes = canvas(width=8, height=1.4 + 0.55 * len(per_class))
     for offset, (name, colour) in enumerate((("precision", "tab:blue"), ("recall", "tab:orange"), ("f1", "tab:green"))):
         places = [place + (offset - 1) * 0.26 for place in range(len(per_class))]
         axes.barh(places, [getattr(one, name) for one in per_class], height=0.26, color=colour, label=name)
@@ -54,23 +54,8 @@ def class_bars(per_class: Sequence[ClassScores]) -> bytes:
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    return _png(figure)
-
-
-def _canvas(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
+    return png(figure)
 
 
 def _short(name: str, length: int = 34) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()

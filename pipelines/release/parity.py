@@ -15,6 +15,7 @@ from typing import Any
 
 from pipelines.evaluation.classifier import Classifier, probabilities
 from pipelines.evaluation.metrics import scores
+from pipelines.figures import canvas, png
 from pipelines.labels.examples import Example
 from pipelines.release.gguf import Header
 from pipelines.release.llama import GgufModel
@@ -141,14 +142,7 @@ def compare(
 
 def plot(parity: Parity) -> bytes:
     """Size against agreement, as PNG."""
-    from io import BytesIO
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, axes = canvas(width=6, height=4)
     for name, found in parity.quantisations.items():
         differing = round((1 - found.row_agreement) * parity.rows)
         label = f"{name}: {found.size / 1e6:.1f} MB, {differing} of {parity.rows} rows differ"
@@ -160,9 +154,7 @@ def plot(parity: Parity) -> bytes:
     axes.set_ylabel("held-out predictions as before export (%)")
     axes.legend(loc="lower left")
     axes.grid(alpha=0.3)
-    png = BytesIO()
-    figure.savefig(png, dpi=110, metadata={"Software": None})
-    return png.getvalue()
+    return png(figure)
 
 
 def _decided(merged: Classifier, logits: Any) -> Any:

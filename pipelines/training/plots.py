@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
+from pipelines.figures import canvas, png
 from pipelines.training.progress import Progress
 
 
 def loss_curve(points: Sequence[Progress], *, smoothing: float = 0.8) -> bytes:
     """PNG: training loss (faint, and its moving average), and validation loss and score after each epoch."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = canvas(width=8, height=4)
     training = [point for point in points if point.validation_loss is None]
     smooth: list[float] = []
     for point in training:
@@ -34,6 +29,4 @@ def loss_curve(points: Sequence[Progress], *, smoothing: float = 0.8) -> bytes:
     axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
