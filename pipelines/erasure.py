@@ -215,12 +215,16 @@ def _delete_examples(use_case: str, examples: Iterable[str], catalog: sa.Engine)
 
 def _training_sets(use_case: str, examples: set[str], catalog: sa.Engine) -> dict[str, Path]:
     """Folder by fingerprint of every recorded training set that has one of the examples."""
-    found = {}
-    for fingerprint, path in _artifacts(use_case, "training_set", catalog):
-        lines = (line for file in sorted(path.glob("*.jsonl")) for line in file.open(encoding="utf-8"))
-        if any(json.loads(line)["id"] in examples for line in lines):
-            found[fingerprint] = path
-    return found
+    return {
+        fingerprint: path
+        for fingerprint, path in _artifacts(use_case, "training_set", catalog)
+        if any(_has_example(file, examples) for file in sorted(path.glob("*.jsonl")))
+    }
+
+
+def _has_example(file: Path, examples: set[str]) -> bool:
+    with file.open(encoding="utf-8") as lines:
+        return any(json.loads(line)["id"] in examples for line in lines)
 
 
 def _adapters(use_case: str, training_sets: Mapping[str, Path], catalog: sa.Engine) -> list[str]:

@@ -80,6 +80,9 @@ class EdgeIndex(VectorIndex):
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
+    def publish(self, alias: str, collection: str) -> None:
+        """Nothing to do: an embedded collection has no other clients; the catalog's pointer moves in one step."""
+
     def purge(self, collection: str) -> None:
         """Every live point moves into a new shard, which takes the old one's place: nothing else is in its files.
 

@@ -237,6 +237,14 @@ class VectorIndex(ABC):
         """
 
     @abstractmethod
+    def publish(self, alias: str, collection: str) -> None:
+        """Let other clients of the engine find ``collection`` under a name that stays; ours read the catalog.
+
+        Raises:
+            TransientError: the server cannot be reached.
+        """
+
+    @abstractmethod
     def purge(self, collection: str) -> None:
         """Leave nothing of what was deleted in the engine's own files, as far as that is in the client's power.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -59,6 +60,29 @@ def _is_current(listed: Listed, held: Held | None) -> bool:
         and held.state == "indexed"
         and (held.version, held.uri) == (listed.version, listed.uri)
     )
+
+
+def renamed(gone: Mapping[str, str], new: Mapping[str, str]) -> set[str]:
+    """Which of the documents that went away came back under another id: with the same text, or the same last name.
+
+    Both map document ids to content hashes. Each new document explains one that is gone: a tree that moves, edited on
+    the way, is no deletion, while a listing that lacks documents shows no new ones.
+    """
+    texts = Counter(new.values())
+    names = Counter(_last_name(each) for each in new)
+    found: set[str] = set()
+    for document_id, content_hash in sorted(gone.items()):
+        if texts[content_hash] > 0:
+            texts[content_hash] -= 1
+            found.add(document_id)
+        elif names[_last_name(document_id)] > 0:
+            names[_last_name(document_id)] -= 1
+            found.add(document_id)
+    return found
+
+
+def _last_name(document_id: str) -> str:
+    return document_id.rstrip("/").rpartition("/")[2].casefold()
 
 
 def why_withheld(

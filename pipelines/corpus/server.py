@@ -94,6 +94,21 @@ class ServerIndex(VectorIndex):
         with _transient():
             self._client.delete_collection(collection)
 
+    def publish(self, alias: str, collection: str) -> None:
+        """An alias, moved in one operation of the server."""
+        from qdrant_client import models
+
+        with _transient():
+            held = {each.alias_name: each.collection_name for each in self._client.get_aliases().aliases}
+            if held.get(alias) == collection:
+                return
+            operations: list[models.AliasOperations] = []
+            if alias in held:
+                operations.append(models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias)))
+            made = models.CreateAlias(collection_name=collection, alias_name=alias)
+            operations.append(models.CreateAliasOperation(create_alias=made))
+            self._client.update_collection_aliases(operations)
+
     def purge(self, collection: str) -> None:
         """Nothing to do: the server vacuums its segments and cuts its log in its own time."""
 

@@ -126,6 +126,7 @@ def serve_index(
     if comparison is not None and comparison.refused and previous is not None:
         candidate, waiting = previous, f"{wanted.collection} is refused: {comparison.reason}"
     served_at = _point_at(use_case, candidate, catalog)
+    index.publish(use_case, candidate)
     dropped = _drop_retired(use_case, {candidate, wanted.collection}, retrieval.keep_days, catalog, index)
     return ServedIndex(
         collection=candidate,
@@ -177,6 +178,7 @@ def switch_index(
             raise ConfigError(f"collection {collection} was never completed: run the job {use_case}_refresh first")
     wanted = wanted_pipeline(use_case, retrieval, embedder).collection
     _point_at(use_case, collection, catalog, pinned=collection != wanted)
+    index.publish(use_case, collection)
     return collection
 
 

@@ -44,7 +44,7 @@ from pipelines.corpus.ledger import (
 )
 from pipelines.corpus.payload import document_facts, point_payload
 from pipelines.corpus.pipeline import Pipeline, held_pipeline, served_collection, wanted_pipeline
-from pipelines.corpus.plan import Held, State, SyncPlan, plan_sync, why_withheld
+from pipelines.corpus.plan import Held, State, SyncPlan, plan_sync, renamed, why_withheld
 from pipelines.corpus.settings import RetrievalSettings, SourceSettings
 from pipelines.corpus.sources import open_source
 from pipelines.corpus.sources.base import Known, Listed, Listing, Source
@@ -214,7 +214,7 @@ def _sync(target: _Target, options: _Options, between_batches: Callable[[], None
             f"{target.source}: {len(listed)} documents listed, {len(plan.read)} to read, {len(plan.delete)} gone, "
             f"{plan.unchanged} unchanged"
         )
-        run = _Run(target, source, held, plan, clock, first=synced_at is None)
+        run = _Run(target, source, held, plan, clock, synced_at)
         run.apply(options.batch_chunks, options.progress, between_batches)
         # A listing of changes says nothing of the documents that it does not name.
         there = len(listed) if listing.removed is None else max(len(listed), len(held) - len(plan.delete))
@@ -256,14 +256,20 @@ class _Run:
     """One application of a plan."""
 
     def __init__(
-        self, target: _Target, source: Source, held: Mapping[str, Held], plan: SyncPlan, clock: _Clock, *, first: bool
+        self,
+        target: _Target,
+        source: Source,
+        held: Mapping[str, Held],
+        plan: SyncPlan,
+        clock: _Clock,
+        synced_at: datetime | None,
     ) -> None:
         self._target = target
         self._source = source
         self._held = held
         self._plan = plan
         self._clock = clock
-        self._first = first
+        self._synced_at = synced_at
         self._counts: Counter[str] = Counter()
         self._failures: list[tuple[Listed, str]] = []
         self._changed: list[tuple[datetime | None, datetime]] = []
@@ -335,7 +341,9 @@ class _Run:
     def delete(self, there: int, partial_reason: str | None, approved: int) -> tuple[tuple[str, ...], str | None]:
         """Take out what the source no longer has, or as much of it as may go unasked; what stays, and why."""
         with_text = [each for each in self._plan.delete if self._is_whole(each)]
-        moved = set(self._moved)
+        moved = (
+            renamed({each: self._held[each].content_hash for each in with_text}, self._new()) if with_text else set()
+        )
         held = sum(bool(document.content_hash) for document in self._held.values())
         reason = why_withheld(
             self._target.settings,
@@ -356,6 +364,21 @@ class _Run:
                 self._take_out(going)
         self._deleted = len(going) - len(self._moved)
         return withheld, reason
+
+    def _new(self) -> dict[str, str]:
+        """Content hash by id of the documents indexed since the last completed sync: a crash may lie in between."""
+        if self._synced_at is None:
+            return {}
+        target, table = self._target, schema.documents.c
+        query = sa.select(table.document_id, table.content_hash).where(
+            table.collection == target.collection,
+            table.source == target.source,
+            table.state == "indexed",
+            table.indexed_at >= self._synced_at,
+        )
+        gone = set(self._plan.delete)
+        with target.catalog.connect() as connection:
+            return {row[0]: row[1] for row in connection.execute(query) if row[0] not in gone}
 
     def finish(self) -> None:
         """Let the engine tidy up after what was written, unless that was done."""
@@ -532,7 +555,7 @@ class _Run:
             if rows:
                 connection.execute(sa.insert(schema.chunks), rows)
             touch(connection, self._target.collection)
-        if not self._first:
+        if self._synced_at is not None:
             self._changed += [(wanted.document.updated_at, indexed_at) for wanted in batch]
 
     def _row(self, wanted: _Wanted, state: State, indexed_at: datetime | None) -> dict[str, Any]:

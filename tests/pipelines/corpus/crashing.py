@@ -95,6 +95,9 @@ class CrashingIndex(VectorIndex):
         self._index.drop(collection)
         self._steps.at("after drop")
 
+    def publish(self, alias: str, collection: str) -> None:
+        self._index.publish(alias, collection)
+
     def purge(self, collection: str) -> None:
         self._index.purge(collection)
 

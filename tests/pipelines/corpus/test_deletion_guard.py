@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from pipelines.corpus.documents import Document
-from pipelines.corpus.plan import why_withheld
+from pipelines.corpus.plan import renamed, why_withheld
 from pipelines.corpus.settings import FolderSource
 from pipelines.corpus.sources.base import NOTHING_KNOWN, Known, Listed, Listing, Source
+from tests.conftest import shared_data
 from tests.pipelines.corpus.conftest import Corpus
+from tests.pipelines.corpus.hash_embedder import HashEmbedder
 
 
 def source(**settings: object) -> FolderSource:
@@ -132,3 +136,64 @@ def test_a_listing_of_changes_without_documents_is_no_empty_source(
     report = corpus.sync()
     assert (report.deleted, report.withheld, report.unchanged) == (1, (), 3)
     assert set(corpus.points(first.collection).values()) == {"1.md", "2.md", "3.md"}
+
+
+@pytest.mark.parametrize(
+    ("gone", "new", "expected"),
+    [
+        ({"a/x.md": "1"}, {"b/y.md": "1"}, {"a/x.md"}),  # the same text
+        ({"a/x.md": "1"}, {"b/X.md": "2"}, {"a/x.md"}),  # the same name, edited on the way
+        ({"a/x.md": "1"}, {"b/y.md": "2"}, set()),
+        ({"a/index.md": "1", "b/index.md": "2"}, {"c/index.md": "3"}, {"a/index.md"}),  # one explains one
+        ({"a/x.md": "1"}, {}, set()),  # a listing that lacks documents shows no new ones
+    ],
+)
+def test_what_came_back_under_another_name_is_not_gone(
+    gone: dict[str, str], new: dict[str, str], expected: set[str]
+) -> None:
+    assert renamed(gone, new) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "before", "after"), [("handbook-18f", "v1", "v2"), ("companies-remoteintech", "v2", "v3")]
+)
+def test_a_real_tree_that_moves_leaves_no_duplicate_and_needs_no_approval(
+    edge_corpus: Corpus, data: str, before: str, after: str
+) -> None:
+    """The whole tree moves, most files edited on the way (and one set renames every file)."""
+    root = shared_data(data)
+    files = [{path.name for path in (root / version).rglob("*.md")} for version in (before, after)]
+    kept = sorted(files[0] & files[1])[:60]
+    for version in (before, after):
+        shutil.rmtree(edge_corpus.folder)
+        for path in (root / version).rglob("*.md"):
+            if path.name in kept:
+                edge_corpus.write(str(path.relative_to(root / version)), path.read_bytes())
+        edge_corpus.embedder.encoded.clear()
+        report = edge_corpus.sync()
+    assert report.withheld == ()
+    held = set(edge_corpus.points(report.collection).values())
+    assert held <= {path.relative_to(edge_corpus.folder).as_posix() for path in edge_corpus.folder.rglob("*.md")}
+    assert edge_corpus.audit().clean
+    assert len(set(edge_corpus.embedder.encoded)) == report.embedded < report.chunks
+
+
+def test_a_move_that_a_crash_interrupted_still_needs_no_approval(edge_corpus: Corpus) -> None:
+    for number in range(12):
+        edge_corpus.write(f"old/{number}.md", f"# Part {number}\n\nPart {number} is a valve.\n")
+    edge_corpus.sync(edge_corpus.source(**STRICT))
+    (edge_corpus.folder / "old").rename(edge_corpus.folder / "new")
+
+    class Stopped(HashEmbedder):
+        def encode(self, texts):  # type: ignore[no-untyped-def]
+            if texts:
+                raise KeyboardInterrupt
+            return super().encode(texts)
+
+    edge_corpus.write("new/13.md", "# Part 13\n\nPart 13 is a pump.\n")
+    (edge_corpus.folder / "new" / "13.md").rename(edge_corpus.folder / "zz.md")
+    with pytest.raises(KeyboardInterrupt):
+        edge_corpus.sync(edge_corpus.source(**STRICT), embedder=Stopped(), batch_chunks=1)
+    report = edge_corpus.sync(edge_corpus.source(**STRICT))
+    assert report.withheld == ()
+    assert edge_corpus.audit().clean

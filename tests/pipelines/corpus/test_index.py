@@ -278,3 +278,16 @@ def test_a_server_that_does_not_answer_is_a_passing_trouble() -> None:
 def test_the_environment_chooses_the_index(tmp_path: Path) -> None:
     assert isinstance(open_index(Environment(FRESHET_HOME=tmp_path)), EdgeIndex)
     assert isinstance(open_index(Environment(QDRANT_URL="http://127.0.0.1:9")), ServerIndex)
+
+
+def test_a_server_is_told_under_which_name_others_find_the_collection() -> None:
+    from qdrant_client import QdrantClient
+
+    client = QdrantClient(":memory:")
+    index = ServerIndex(client)
+    for name in ("test__one", "test__two"):
+        index.create(name, Schema(4))
+        for _ in range(2):
+            index.publish("test", name)
+        assert [(each.alias_name, each.collection_name) for each in client.get_aliases().aliases] == [("test", name)]
+    client.close()
