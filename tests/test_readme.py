@@ -29,6 +29,14 @@ def test_the_yaml_of_the_example_is_a_valid_use_case() -> None:
     assert declaration.fine_tune is not None
 
 
+def test_the_yaml_of_every_source_and_of_search_is_valid() -> None:
+    text = (ROOT / "docs" / "retrieval.md").read_text(encoding="utf-8").replace("{{ env.CRM_URL }}", "sqlite:///crm.db")
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    declaration = Declaration.model_validate({"name": "example", **yaml.safe_load("\n".join(blocks))})
+    assert {source.type for source in declaration.sources} == {"folder", "table", "sql", "api", "web", "feed"}
+    assert declaration.retrieval.access.mode == "enforce"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_pictures_and_files_that_are_linked_exist(document: Path) -> None:
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text(encoding="utf-8")):
