@@ -14,7 +14,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -29,6 +29,7 @@ from pipelines.corpus.chunking import chunk_document
 from pipelines.corpus.documents import Chunk, Document
 from pipelines.corpus.embedding import Embedder
 from pipelines.corpus.freshness import Lag, lag
+from pipelines.corpus.index import Collection as IndexCollection
 from pipelines.corpus.index import Point, Schema, VectorIndex
 from pipelines.corpus.ledger import (
     SQL_VALUES,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from pipelines.corpus.embedding import Vectors
 
 _FIRST_BATCH = 64  # chunks: the encoder starts early
+_SMALL_BATCH = 128  # chunks: embedded within half a second, for which readers may wait
 _SPARE = 10_000  # vectors of texts that were just taken out
 _FRESH_SECONDS = 600.0  # while a new collection is built, the served one is brought up to date this often
 
@@ -214,12 +216,12 @@ def _sync(target: _Target, options: _Options, between_batches: Callable[[], None
             f"{target.source}: {len(listed)} documents listed, {len(plan.read)} to read, {len(plan.delete)} gone, "
             f"{plan.unchanged} unchanged"
         )
-        run = _Run(target, source, held, plan, clock, synced_at)
-        run.apply(options.batch_chunks, options.progress, between_batches)
-        # A listing of changes says nothing of the documents that it does not name.
-        there = len(listed) if listing.removed is None else max(len(listed), len(held) - len(plan.delete))
-        withheld, reason = run.delete(there, listing.partial, options.approve_deletions)
-        run.finish()
+        with _Run(target, source, held, plan, clock, synced_at).opened_once() as run:
+            run.apply(options.batch_chunks, options.progress, between_batches)
+            # A listing of changes says nothing of the documents that it does not name.
+            there = len(listed) if listing.removed is None else max(len(listed), len(held) - len(plan.delete))
+            withheld, reason = run.delete(there, listing.partial, options.approve_deletions)
+            run.finish()
     finally:
         source.close()
     report = run.report(len(listed) if listing.removed is None else len(held), withheld, reason)
@@ -283,7 +285,27 @@ class _Run:
         self._spare: dict[str, Vectors] = {}  # of texts that were taken out: a later batch may have them elsewhere
         self._writing: Future[None] | None = None
         self._tidy = False
+        self._kept_open = ExitStack()
+        self._keep_open = False
+        self._points: IndexCollection | None = None
         self._reusable = _same_embedder(target)
+
+    @contextmanager
+    def opened_once(self) -> Iterator[_Run]:
+        """While this holds, a run of one small batch opens the collection once and keeps it until its end."""
+        with ExitStack() as self._kept_open:
+            yield self
+
+    @contextmanager
+    def _open(self) -> Iterator[IndexCollection]:
+        """The collection; readers of the embedded engine wait meanwhile, so hold it briefly."""
+        if not self._keep_open:
+            with self._target.index.open(self._target.collection) as points:
+                yield points
+            return
+        if self._points is None:
+            self._points = self._kept_open.enter_context(self._target.index.open(self._target.collection))
+        yield self._points
 
     def apply(self, batch_chunks: int, progress: Callable[[str], None], between_batches: Callable[[], None]) -> None:
         """Read, embed and write what changed; unreadable documents hold nothing up."""
@@ -325,11 +347,14 @@ class _Run:
                     )
                     batch, size, full = [], 0, min(full * 2, batch_chunks)
                     between_batches()
-            if batch:
-                submit(partial(self._write, self._embed(batch), last=not (touched or self._plan.delete)), batch)
-            if touched:
-                submit(self._refresh, touched)
+            # Every opening of the embedded engine takes its time, which is most of what a small sync takes.
+            self._keep_open = self._writing is None and size <= _SMALL_BATCH
+            vectors = self._embed(batch) if batch else {}
             self._wait()
+            if batch:
+                self._write(vectors, batch, last=not (touched or self._plan.delete))
+            if touched:
+                self._refresh(touched)
         self._record_failures()
 
     def _wait(self) -> None:
@@ -383,7 +408,7 @@ class _Run:
     def finish(self) -> None:
         """Let the engine tidy up after what was written, unless that was done."""
         if self._tidy:
-            with self._clock.phase("write"), self._target.index.open(self._target.collection) as points:
+            with self._clock.phase("write"), self._open() as points:
                 points.optimise()
 
     def report(self, documents: int, withheld: tuple[str, ...], reason: str | None) -> SyncReport:
@@ -480,7 +505,7 @@ class _Run:
             found |= of_ids if collection == target.collection else {}
             if not found:
                 continue
-            with target.index.open(collection) as points:
+            with self._open() if collection == target.collection else target.index.open(collection) as points:
                 stored = points.vectors(list(found))
             known |= {found[chunk_id]: vector for chunk_id, vector in stored.items()}
         if self._held and len(known) < len(hashes):  # the batch that is being written may be taking it out
@@ -509,14 +534,14 @@ class _Run:
             rewritten = [each.document.document_id for each in batch if each.document.document_id in self._held]
             old = chunk_texts(target.collection, target.source, rewritten, target.catalog)
             stale = {chunk_id: digest for chunk_id, digest in old.items() if chunk_id not in keep}
-            with target.index.open(target.collection) as collection:
+            with self._open() as collection:
                 collection.upsert(points)
                 self._keep_vectors({stale[each]: vector for each, vector in collection.vectors(list(stale)).items()})
                 if rewritten:
                     self._counts["points_deleted"] += collection.delete(target.source, rewritten, keep=keep)
                 collection.flush()
                 self._tidy = not last
-                if last:  # every opening of the embedded engine takes its time
+                if last:
                     collection.optimise()
             self._commit(batch, indexed_at)
 
@@ -580,7 +605,7 @@ class _Run:
         """Same text, other version, place, time or metadata: hits tell the new ones; next time it is not read again."""
         target = self._target
         with self._clock.phase("write"):
-            with target.index.open(target.collection) as collection:
+            with self._open() as collection:
                 for each in touched:
                     collection.set_payload(target.source, each.document.document_id, each.facts)
                 collection.flush()
@@ -627,7 +652,7 @@ class _Run:
 
     def _take_out(self, document_ids: Sequence[str]) -> None:
         target = self._target
-        with target.index.open(target.collection) as collection:
+        with self._open() as collection:
             for page in pages(document_ids):
                 self._counts["points_deleted"] += collection.delete(target.source, page)
             collection.flush()
