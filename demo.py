@@ -162,7 +162,7 @@ class Demo:
             SystemExit: what is retrieved is not what the sources say now.
         """
         for name, question in QUESTIONS.items():
-            hits = ask("support", question, top_k=3, environment=self.environment)
+            hits = ask("support", question, environment=self.environment)
             lines = "\n".join(hit.text for hit in hits).splitlines()
             fact = FACTS[name][when]
             wrong = {*FACTS[name].values()} - {fact, None}
