@@ -248,7 +248,8 @@ def _index_metadata(
             metadata["quality_over_time"] = picture(quality_over_time(history), "retrieval quality over time")
     if served.comparison is not None and served.comparison.changes:
         metadata["against_served"] = picture(question_changes(served.comparison), "each question, new against served")
-    if lags := freshness_history(declaration.name, stores.catalog):
+    # Where nothing was written the picture is that of last time, and drawing takes half a second.
+    if served.audit.mode != "unchanged" and (lags := freshness_history(declaration.name, stores.catalog)):
         metadata["freshness_over_time"] = picture(freshness_over_time(lags), "lag from source to index")
     if stale:
         rows = [(f"{each['source']}/{each['document_id']}", each["since"], each["why"]) for each in stale[:_SHOWN]]
