@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 _PAGE = 1000
 _POLL_SECONDS = 0.05
+_LOCK_POLL_SECONDS = 0.005
+"""A reader gets in between two openings of a writer, which are this far apart at times."""
 _SCHEMA_FILE = "schema.json"
 _SEGMENT_POINTS = 20_000
 """Points that are searched one by one before a segment with a graph (HNSW) is made of them: 2 to 3 ms at most. Small
@@ -133,7 +135,7 @@ class EdgeIndex(VectorIndex):
     def _locked(self, collection: str) -> Iterator[None]:
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self._folder / f".{collection}.lock")
+        lock = FileLock(self._folder / f".{collection}.lock", poll_interval=_LOCK_POLL_SECONDS)
         try:
             lock.acquire(timeout=self._lock_seconds)
         except Timeout as error:

@@ -75,6 +75,25 @@ def forget_rows(connection: sa.Connection, collection: str, source: str, documen
             connection.execute(sa.delete(table).where(*which(table, collection, source, page)))
 
 
+def forget_collection(connection: sa.Connection, collection: str) -> None:
+    """Remove everything that is said of a collection."""
+    for table in (
+        schema.chunks,
+        schema.documents,
+        schema.source_syncs,
+        schema.withheld_deletions,
+        schema.collections,
+    ):
+        connection.execute(sa.delete(table).where(table.c.collection == collection))
+
+
+def mark_rows(connection: sa.Connection, collection: str, source: str, document_ids: Sequence[str]) -> None:
+    """Note of documents that the catalog knows that their points are about to change."""
+    for page in pages(document_ids):
+        rows = which(schema.documents, collection, source, page)
+        connection.execute(sa.update(schema.documents).where(*rows).values(state="writing"))
+
+
 def mark_writing(collection: str, documents: Iterable[DocumentKey], catalog: sa.Engine) -> None:
     """The next sync writes these again, or removes them: also those of which the catalog did not know."""
     with catalog.begin() as connection:

@@ -23,7 +23,15 @@ from pipelines.corpus.golden import (
     match_documents,
 )
 from pipelines.corpus.index import VectorIndex
-from pipelines.corpus.ledger import forget_rows, held_documents, mark_writing, pages, touch, which
+from pipelines.corpus.ledger import (
+    forget_collection,
+    forget_rows,
+    held_documents,
+    mark_rows,
+    mark_writing,
+    pages,
+    touch,
+)
 from pipelines.corpus.pipeline import Pipeline, held_pipeline, served_collection, wanted_pipeline
 from pipelines.corpus.plots import FreshnessPoint, QualityPoint
 from pipelines.corpus.quality import Comparison, Quality, compare, score_rankings
@@ -416,8 +424,7 @@ def _drop_retired(
         if index.exists(name):
             index.drop(name)
         with catalog.begin() as connection:
-            for held in (schema.chunks, schema.documents, schema.source_syncs, schema.withheld_deletions, table):
-                connection.execute(sa.delete(held).where(held.c.collection == name))
+            forget_collection(connection, name)
         dropped.append(name)
     return tuple(dropped)
 
@@ -432,9 +439,7 @@ def _remove_undeclared(collection: str, sources: Collection[str], catalog: sa.En
         with catalog.begin() as connection:
             synced = schema.source_syncs
             connection.execute(sa.delete(synced).where(synced.c.collection == collection, synced.c.source == name))
-            for page in pages(ids):
-                rows = which(schema.documents, collection, name, page)
-                connection.execute(sa.update(schema.documents).where(*rows).values(state="writing"))
+            mark_rows(connection, collection, name, ids)
         with index.open(collection) as points:
             for page in pages(ids):
                 points.delete(name, page)

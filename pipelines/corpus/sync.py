@@ -36,9 +36,11 @@ from pipelines.corpus.ledger import (
     chunk_count,
     chunk_texts,
     chunks_by_text,
+    forget_collection,
     forget_rows,
     forgotten_documents,
     held_documents,
+    mark_rows,
     pages,
     touch,
     which,
@@ -254,6 +256,10 @@ class _Wanted:
     unchanged: bool
 
 
+_Read = _Wanted | tuple[Listed, str]
+"""A document, or why it cannot be had."""
+
+
 class _Run:
     """One application of a plan."""
 
@@ -383,9 +389,7 @@ class _Run:
         if going:
             with self._clock.phase("write"):
                 with self._target.catalog.begin() as connection:
-                    for page in pages(going):
-                        rows = which(schema.documents, self._target.collection, self._target.source, page)
-                        connection.execute(sa.update(schema.documents).where(*rows).values(state="writing"))
+                    mark_rows(connection, self._target.collection, self._target.source, going)
                 self._take_out(going)
         self._deleted = len(going) - len(self._moved)
         return withheld, reason
@@ -435,7 +439,7 @@ class _Run:
 
     # --- read
 
-    def _read(self) -> Iterator[_Wanted | tuple[Listed, str]]:
+    def _read(self) -> Iterator[_Read]:
         """Each document of the plan, cut into chunks, or why it cannot be had; runs in a thread of its own."""
         documents = self._source.read_all(self._plan.read)
         while True:
@@ -444,7 +448,7 @@ class _Run:
                 if found is None:
                     return
                 listed, document = found
-                wanted: _Wanted | tuple[Listed, str]
+                wanted: _Read
                 try:
                     wanted = (listed, str(document)) if isinstance(document, DocumentError) else self._wanted(document)
                 except DocumentError as error:
@@ -497,8 +501,8 @@ class _Run:
         known = {digest: recent[digest] for digest in hashes if digest in recent}
         known |= {digest: vector for digest in hashes if (vector := spare.get(digest)) is not None}
         # An id is made of its text, so a point that a crash left is as good as one that the catalog knows.
-        half_written = [wanted for wanted in batch if wanted.document.document_id in self._held]
-        of_ids = {chunk.chunk_id: chunk.text_hash for wanted in half_written for chunk in wanted.chunks}
+        rewritten = [wanted for wanted in batch if wanted.document.document_id in self._held]
+        of_ids = {chunk.chunk_id: chunk.text_hash for wanted in rewritten for chunk in wanted.chunks}
         for collection in self._reusable:
             missing = sorted(digest for digest in hashes if digest not in known)
             found = chunks_by_text(collection, missing, target.catalog) if missing else {}
@@ -555,9 +559,7 @@ class _Run:
         new = [self._row(wanted, "writing", None) | {"content_hash": ""} for wanted in unknown]
         known = [wanted.document.document_id for wanted in batch if wanted.document.document_id in self._held]
         with self._target.catalog.begin() as connection:
-            for page in pages(known):
-                rows = which(schema.documents, self._target.collection, self._target.source, page)
-                connection.execute(sa.update(schema.documents).where(*rows).values(state="writing"))
+            mark_rows(connection, self._target.collection, self._target.source, known)
             if new:
                 connection.execute(sa.insert(schema.documents), new)
 
@@ -674,8 +676,7 @@ def _prepare(target: _Target) -> None:
     with schema.exclusive(catalog, f"the creation of {collection}", seconds=60.0):
         if not target.index.exists(collection):
             with catalog.begin() as connection:
-                for held in (schema.chunks, schema.documents, schema.source_syncs, schema.withheld_deletions, table):
-                    connection.execute(sa.delete(held).where(held.c.collection == collection))
+                forget_collection(connection, collection)
             retrieval = pipeline.retrieval
             target.index.create(collection, Schema(pipeline.embedder.dimension, retrieval.metadata, retrieval.language))
         row = {
@@ -740,9 +741,6 @@ def _record_sync(target: _Target, listing: Listing, report: SyncReport) -> None:
         if report.lag is not None:
             of = {"use_case": target.use_case, "source": target.source, "synced_at": now}
             connection.execute(sa.insert(schema.sync_lags).values(**of, **asdict(report.lag)))
-
-
-_Read = _Wanted | tuple[Listed, str]
 
 
 def _weight(read: _Read) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.corpus.chunking import TokenCounter
+from pipelines.corpus.embedding.interface import Backend, Embedder, Precision
 from pipelines.environment import Environment
 from pipelines.errors import ConfigError
 from pipelines.fingerprint import file_sha256, fingerprint, text_hash, write_json_atomically
@@ -109,6 +110,35 @@ def _pooled(config: Mapping[str, Any]) -> int | None:
     size = config.get("embedding_dimension") or config.get("word_embedding_dimension")
     modes = config.get("pooling_mode") or [key for key in config if key.startswith("pooling_mode_") and config[key]]
     return int(size) * max(1, len(modes) if isinstance(modes, list) else 1) if size else None
+
+
+class ModelEmbedder(Embedder):
+    """An embedder of a model on disk: all that the files say, whatever computes it."""
+
+    def __init__(self, files: ModelFiles, backend: Backend, precision: Precision) -> None:
+        self._files = files
+        self._backend = backend
+        self._precision = precision
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """Model, revision, hash of its files, backend, precision and dimension."""
+        return self._files.identity(self._backend, self._precision)
+
+    @property
+    def dimension(self) -> int:
+        """As the model's files say."""
+        return self._files.dimension
+
+    @property
+    def max_tokens(self) -> int:
+        """As the model's files say, less the prompt that is put before documents."""
+        return self._files.max_tokens
+
+    @property
+    def counter(self) -> TokenCounter:
+        """The model's own tokenizer."""
+        return self._files.counter
 
 
 def known_sha256s(folder: Path, names: list[str]) -> dict[str, str]:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from pipelines.corpus.chunking import TokenCounter
-from pipelines.corpus.embedding.interface import Embedder, Precision, Vectors, by_budget, unit
-from pipelines.corpus.embedding.model import ModelFiles
+from pipelines.corpus.embedding.interface import Precision, Vectors, by_budget, unit
+from pipelines.corpus.embedding.model import ModelEmbedder, ModelFiles
 from pipelines.environment import available_cores
 
 if TYPE_CHECKING:
@@ -39,34 +38,13 @@ def import_openvino() -> Any:
     return openvino
 
 
-class OpenVinoEmbedder(Embedder):
+class OpenVinoEmbedder(ModelEmbedder):
     """A model converted into ``folder`` by ``pipelines.corpus.embedding.conversion``."""
 
     def __init__(self, files: ModelFiles, precision: Precision, folder: Path) -> None:
-        self._files = files
-        self._precision = precision
+        super().__init__(files, "openvino", precision)
         self._folder = folder
         self._one_at_a_time = Lock()
-
-    @cached_property
-    def identity(self) -> Mapping[str, Any]:
-        """Model, revision, hash of its files, backend, precision and dimension."""
-        return self._files.identity("openvino", self._precision)
-
-    @property
-    def dimension(self) -> int:
-        """As the model's files say."""
-        return self._files.dimension
-
-    @property
-    def max_tokens(self) -> int:
-        """As the model's files say, less the prompt that is put before documents."""
-        return self._files.max_tokens
-
-    @property
-    def counter(self) -> TokenCounter:
-        """The model's own tokenizer."""
-        return self._files.counter
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """In batches of texts of similar length, as many at once as there are cores; other threads go on meanwhile."""

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from pipelines.corpus.chunking import TokenCounter
-from pipelines.corpus.embedding.interface import Embedder, Precision, Vectors, by_budget, unit
-from pipelines.corpus.embedding.model import ModelFiles
+from pipelines.corpus.embedding.interface import Precision, Vectors, by_budget, unit
+from pipelines.corpus.embedding.model import ModelEmbedder, ModelFiles
 from pipelines.environment import available_cores
 
 _BUDGET = {"cpu": 8_192, "cuda": 65_536}
 
 
-class SentenceTransformerEmbedder(Embedder):
+class SentenceTransformerEmbedder(ModelEmbedder):
     """A sentence-transformers model: on CPUs with float32 weights, on CUDA with weights of ``precision``.
 
     Bfloat16 on a CPU is autocast: measured on MiniLM and a CPU with AMX, in less than half the processor time of
@@ -22,28 +21,7 @@ class SentenceTransformerEmbedder(Embedder):
     """
 
     def __init__(self, files: ModelFiles, precision: Precision) -> None:
-        self._files = files
-        self._precision = precision
-
-    @cached_property
-    def identity(self) -> Mapping[str, Any]:
-        """Model, revision, hash of its files, backend, precision and dimension."""
-        return self._files.identity("torch", self._precision)
-
-    @property
-    def dimension(self) -> int:
-        """As the model's files say."""
-        return self._files.dimension
-
-    @property
-    def max_tokens(self) -> int:
-        """As the model's files say, less the prompt that is put before documents."""
-        return self._files.max_tokens
-
-    @property
-    def counter(self) -> TokenCounter:
-        """The model's own tokenizer."""
-        return self._files.counter
+        super().__init__(files, "torch", precision)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """In batches of texts of similar length."""

@@ -19,7 +19,7 @@ from pipelines.corpus.documents import Document
 from pipelines.corpus.settings import ApiSource, CursorPages, LinkPages, NumberedPages, OffsetPages
 from pipelines.corpus.sources.base import NOTHING_KNOWN, Known, Listed, Listing, Source, moment, stated_moment, storable
 from pipelines.corpus.sources.http import Client, Response, http_date
-from pipelines.corpus.sources.rows import Row, RowDocuments, Template, cell
+from pipelines.corpus.sources.rows import Row, RowDocuments, Template, cell, is_marked
 from pipelines.errors import ConfigError, DocumentError, SourceError
 from pipelines.fingerprint import fingerprint, text_hash
 from pipelines.settings import without_credentials
@@ -266,7 +266,7 @@ class ApiDocuments(Source):
             found.fields.update(row)
             listed = self._listed(row, record, place=f"record {number} of {place}")
             key = listed.document_id
-            if self._settings.deleted is not None and _is_marked(row.get(self._settings.deleted, "")):
+            if self._settings.deleted is not None and is_marked(row.get(self._settings.deleted, "")):
                 found.deleted.add(key)
                 found.listed.pop(key, None)
                 continue
@@ -391,8 +391,3 @@ def _written(when: datetime, form: str) -> str:
     if form == "iso":
         return when.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     return str(int(when.timestamp() * (1000 if form == "milliseconds" else 1)))
-
-
-def _is_marked(value: str) -> bool:
-    """Whether a mark of deletion says so: true, a number other than 0, any time or text but a word for no."""
-    return value.strip().lower() not in ("", "0", "false", "f", "no", "n")

@@ -206,6 +206,11 @@ def _bytes(value: bytes) -> str:
         return f"sha256:{hashlib.sha256(value).hexdigest()}"
 
 
+def is_marked(value: Any) -> bool:
+    """Whether a mark of deletion says so: true, a number other than 0, any time or text but a word for no."""
+    return cell(value).strip().lower() not in ("", "0", "false", "f", "no", "n")
+
+
 class Template:
     """Text with columns in single braces; ``{{`` and ``}}`` are braces. Nothing is evaluated."""
 

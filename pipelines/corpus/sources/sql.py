@@ -29,7 +29,7 @@ from pipelines.corpus.documents import Document
 from pipelines.corpus.settings import SqlSource
 from pipelines.corpus.sources.base import NOTHING_KNOWN, Known, Listed, Listing, Source, moment
 from pipelines.corpus.sources.location import cause, scrub, secrets_of
-from pipelines.corpus.sources.rows import Row, RowDocuments, cell
+from pipelines.corpus.sources.rows import Row, RowDocuments, cell, is_marked
 from pipelines.errors import ConfigError, DocumentError, FreshetError, SourceError, SourceUnavailableError
 from pipelines.fingerprint import fingerprint
 from pipelines.settings import without_credentials
@@ -144,7 +144,7 @@ class SqlDocuments(Source):
             seen: set[str] = set()
             for raw, stamp, *mark in self._stream(connection, statement):
                 key = self._key(raw)
-                if mark and _is_marked(mark[0]):
+                if mark and is_marked(mark[0]):
                     deleted.add(key)
                 elif key in seen:
                     fail_twice(key)
@@ -200,7 +200,7 @@ class SqlDocuments(Source):
         key, mark = columns.index(self._settings.key), self._settings.deleted
         at = None if mark is None else columns.index(mark)
         for values in self._stream(connection, statement):
-            if at is None or not _is_marked(values[at]):
+            if at is None or not is_marked(values[at]):
                 yield self._key(values[key]), dict(zip(columns, map(cell, values), strict=True))
 
     def _stream(self, connection: sa.Connection, statement: sa.Select[Any]) -> Iterator[Sequence[Any]]:
@@ -350,11 +350,6 @@ class SqlDocuments(Source):
         if not code and isinstance(error, sa.exc.ProgrammingError):
             return ConfigError(f"{self._name}: the database does not understand: {said}")
         return SourceUnavailableError(f"{self._name}: cannot be read now: {said}")
-
-
-def _is_marked(value: Any) -> bool:
-    """Whether a mark of deletion says so: true, a number other than 0, any time or text but a word for no."""
-    return cell(value).strip().lower() not in ("", "0", "false", "f", "no", "n")
 
 
 def _tick(value: Any) -> timedelta:

@@ -18,6 +18,7 @@ from pipelines.corpus.settings import SqlSource
 from pipelines.corpus.sources import open_source
 from pipelines.corpus.sources import sql as module
 from pipelines.corpus.sources.base import NOTHING_KNOWN, Known, Listing, Source
+from pipelines.corpus.sources.rows import is_marked
 from pipelines.errors import ConfigError, DocumentError, SourceError, SourceUnavailableError
 from tests.pipelines.corpus.conftest import Corpus
 
@@ -613,7 +614,7 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
     ],
 )
 def test_a_mark_of_deletion_is_true_or_any_time(value: Any, *, marked: bool) -> None:
-    assert module._is_marked(value) is marked
+    assert is_marked(value) is marked
 
 
 def test_a_sync_of_a_database_embeds_what_changed_and_withholds_too_many_deletions(
