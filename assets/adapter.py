@@ -25,16 +25,16 @@ from pipelines.errors import TrainingError
 from pipelines.fingerprint import write_text_atomically
 from pipelines.labels.trigger import mark_trained
 from pipelines.stores import Stores
-from pipelines.training.lora import TrainingJob
+from pipelines.training.job import TrainingJob
 from pipelines.training.plots import loss_curve
 from pipelines.training.progress import Progress, read_progress
-from pipelines.training.settings import FineTuneSettings
+from pipelines.training.settings import FineTune
 
 POLL_SECONDS = 1.0
 CURVE_SECONDS = 10.0
 
 
-def lora_adapter_asset(declaration: Declaration, fine_tune: FineTuneSettings) -> dg.AssetsDefinition:
+def lora_adapter_asset(declaration: Declaration, fine_tune: FineTune) -> dg.AssetsDefinition:
     """The adapter and its manifest."""
     use_case = declaration.name
 

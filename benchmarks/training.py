@@ -28,9 +28,9 @@ from pipelines.labels.examples import read_split
 from pipelines.release.export import export
 from pipelines.release.settings import ReleaseSettings
 from pipelines.training.dataset import indicators
-from pipelines.training.lora import TrainingJob, train
+from pipelines.training.job import TrainingJob, train
 from pipelines.training.progress import Progress
-from pipelines.training.settings import FineTuneSettings
+from pipelines.training.settings import ClassifySettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,7 +106,7 @@ def measure(task: Task, data: Path, scratch: Path, *, quick: bool, gguf: bool) -
             told = time.monotonic()
             print(f"  {point.line()}", flush=True)
 
-    settings = FineTuneSettings(epochs=1) if quick else FineTuneSettings()
+    settings = ClassifySettings(epochs=1) if quick else ClassifySettings()
     job = TrainingJob(
         use_case=task.name,
         training_set=training_set.path,

@@ -181,14 +181,67 @@ examples = sa.Table(
     sa.Column("author", sa.Text),
     sa.Column("location", sa.Text, nullable=False),  # file and row
     sa.Column("raw", sa.Text, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),  # accepted | quarantined
+    sa.Column("state", sa.String(16), nullable=False),  # accepted | quarantined | superseded | withdrawn
     sa.Column("reasons", sa.JSON, nullable=False),
     sa.Column("suite", sa.String(64), nullable=False),  # fingerprint of the expectations that judged it
     sa.Column("received_at", UtcDateTime, nullable=False),
     sa.Column("trained_at", UtcDateTime),  # first successful training that used it
+    sa.Column("messages", sa.JSON),  # of a chat: [{"role", "content"}]
+    sa.Column("rejected", sa.Text),
+    sa.Column("context", sa.JSON),  # [text]; JSON null where the row does not say
+    sa.Column("item", sa.String(256)),  # of the rows about one item only the newest counts
+    sa.Column("labelled_at", UtcDateTime),
+    sa.Column("slices", sa.JSON),
+    sa.Column("warnings", sa.JSON),  # flagged, and accepted all the same
     sa.Index("examples_untrained", "use_case", "state", "trained_at"),
 )
 """Everything submitted, each accepted or quarantined with its reasons."""
+
+example_reviews = sa.Table(
+    "example_reviews",
+    metadata,
+    sa.Column("use_case", sa.String(64), primary_key=True),
+    sa.Column("example_id", sa.String(64), primary_key=True),
+    sa.Column("decision", sa.String(16), nullable=False),  # release | reject | replace
+    sa.Column("replacement", sa.Text),  # the row that stands for it, as JSON
+    sa.Column("author", sa.Text),
+    sa.Column("note", sa.Text),
+    sa.Column("decided_at", UtcDateTime, nullable=False),
+)
+"""What people decided about single examples: it outweighs the expectations."""
+
+feedback = sa.Table(
+    "feedback",
+    metadata,
+    sa.Column("use_case", sa.String(64), primary_key=True),
+    sa.Column("feedback_id", sa.String(64), primary_key=True),  # the application's own, so that repeating is harmless
+    sa.Column("received_at", UtcDateTime, nullable=False),
+    sa.Column("messages", sa.JSON, nullable=False),  # the chat up to the question: [{"role", "content"}]
+    sa.Column("answer", sa.Text),  # what was answered; labels joined by "; " where a model classifies
+    sa.Column("correction", sa.Text),  # what should have been
+    sa.Column("labels", sa.JSON),  # what should have been, where a model classifies
+    sa.Column("thumb", sa.SmallInteger),  # 1 up, -1 down
+    sa.Column("context", sa.JSON),  # what had been retrieved: [text]
+    sa.Column("version", sa.String(128)),  # published version that answered
+    sa.Column("conversation", sa.String(256)),  # the group of the example that is made of it
+    sa.Column("author", sa.Text),
+    sa.Column("origin", sa.String(16), nullable=False, server_default="human"),
+    sa.Index("feedback_by_time", "use_case", "received_at"),
+    sa.Index("feedback_by_version", "use_case", "version", "received_at"),
+)
+"""What applications report: an answer, a correction, a thumb."""
+
+approvals = sa.Table(
+    "approvals",
+    metadata,
+    sa.Column("use_case", sa.String(64), primary_key=True),
+    sa.Column("report", sa.String(64), primary_key=True),  # fingerprint of the evaluation report
+    sa.Column("approved", sa.Boolean, nullable=False),
+    sa.Column("author", sa.Text),
+    sa.Column("note", sa.Text),
+    sa.Column("decided_at", UtcDateTime, nullable=False),
+)
+"""Candidates that a person approved or refused."""
 
 artifacts = sa.Table(
     "artifacts",

@@ -16,9 +16,10 @@ from pipelines.environment import REPOSITORY, Environment
 from pipelines.errors import ConfigError
 from pipelines.evaluation.settings import EvaluationSettings
 from pipelines.labels.settings import LabelSettings
+from pipelines.prompt import PromptSettings
 from pipelines.release.settings import ReleaseSettings
 from pipelines.settings import Settings
-from pipelines.training.settings import FineTuneSettings
+from pipelines.training.settings import FineTune, Task
 
 USE_CASES = REPOSITORY / "pipelines" / "usecases"
 """One folder a use case, with its ``defs.yaml``."""
@@ -48,8 +49,11 @@ class Declaration(Settings):
         default=RetrievalSettings(), description="How documents are cut, embedded and searched."
     )
     labels: LabelSettings | None = Field(default=None, description="Labelled examples, if the use case has any.")
-    fine_tune: FineTuneSettings | None = Field(
+    fine_tune: FineTune | None = Field(
         default=None, description="Fine-tuning; without it there are no training assets."
+    )
+    prompt: PromptSettings = Field(
+        default=PromptSettings(), description="What a chat model is told beside the question, in training and serving."
     )
     evaluation: EvaluationSettings = Field(
         default=EvaluationSettings(), description="Held-out rows, and the gate before a release."
@@ -75,6 +79,11 @@ class Declaration(Settings):
                 f"{', '.join(self.release.quantisations)}"
             )
         return self
+
+    @property
+    def task(self) -> Task:
+        """What labelled examples are for."""
+        return "classify" if self.fine_tune is None else self.fine_tune.task
 
     def base(self, environment: Environment, folder: Path) -> Path:
         """Where relative paths of this use case start: its own ``folder``, unless ``FRESHET_DATA`` says otherwise."""

@@ -26,11 +26,15 @@ class Settings(BaseModel):
         return schema
 
 
-class ByType:
-    """Gives a union discriminated by ``type`` a schema whose errors name the field.
+class ByField:
+    """Gives a union discriminated by a field a schema whose errors name what is wrong.
 
     A plain ``oneOf`` only says that the value fits none of the alternatives; ``if``/``then`` checks the one meant.
     """
+
+    def __init__(self, name: str, default: str | None = None) -> None:
+        self._name = name
+        self._default = default
 
     def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """The union's schema, rewritten."""
@@ -38,11 +42,14 @@ class ByType:
         kinds: dict[str, str] = schema["discriminator"]["mapping"]
         return {
             "type": "object",
-            "required": ["type"],
-            "properties": {"type": {"enum": sorted(kinds)}},
+            "required": [] if self._default else [self._name],
+            "properties": {self._name: {"enum": sorted(kinds)}},
             "allOf": [
                 {
-                    "if": {"properties": {"type": {"const": kind}}, "required": ["type"]},
+                    "if": {
+                        "properties": {self._name: {"const": kind}},
+                        "required": [] if kind == self._default else [self._name],
+                    },
                     "then": {"$ref": reference},
                 }
                 for kind, reference in sorted(kinds.items())

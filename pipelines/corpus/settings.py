@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from pipelines.corpus.parsing import SUFFIXES
-from pipelines.settings import ByType, Settings, without_credentials
+from pipelines.settings import ByField, Settings, without_credentials
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 """Lower-case letters, digits and underscores: it becomes part of asset keys, job names and folder names."""
@@ -268,7 +268,7 @@ class OnePage(Settings):
 
 
 Pagination = Annotated[
-    LinkPages | CursorPages | NumberedPages | OffsetPages | OnePage, Field(discriminator="type"), ByType()
+    LinkPages | CursorPages | NumberedPages | OffsetPages | OnePage, Field(discriminator="type"), ByField("type")
 ]
 
 
@@ -399,7 +399,7 @@ class FeedSource(HttpSettings, SourceSettings):
 Source = Annotated[
     FolderSource | TableSource | SqlSource | ApiSource | WebSource | FeedSource,
     Field(discriminator="type"),
-    ByType(),
+    ByField("type"),
 ]
 
 FieldType = Literal["keyword", "integer", "float", "boolean", "datetime"]

@@ -39,7 +39,7 @@ def decide(
     promotes. Without one, where publishing nothing is the alternative, the candidate must not be surely worse than the
     untuned base: the interval must not lie below zero as a whole.
     """
-    metric, refusals = settings.metric.replace("_", "-"), []
+    metric, refusals = (settings.metric or "macro_f1").replace("_", "-"), []
     if rows < settings.minimum_rows:
         refusals.append(f"only {rows} held-out rows; at least {settings.minimum_rows} are needed to decide anything")
     if candidate < settings.minimum_score:
@@ -58,7 +58,7 @@ def decide(
     return Verdict(
         passed=not refusals,
         reasons=tuple(refusals) or (f"{'better' if champion is not None else 'not surely worse'}: {compared}",),
-        metric=settings.metric,
+        metric=settings.metric or "macro_f1",
         rows=rows,
         candidate=candidate,
         base=base,

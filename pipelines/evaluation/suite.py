@@ -91,9 +91,10 @@ def evaluate(
     calibration["base"] = _calibration(truth, base_chances, multi_label=multi_label)
 
     gate = settings.gate
+    metric: Any = gate.metric or "macro_f1"
     other = predictions["base" if champion is None else "champion"]
-    difference = paired_bootstrap(truth, predictions["candidate"], other, gate.metric, confidence=gate.confidence)
-    reached = {name: score(truth, predicted, gate.metric) for name, predicted in predictions.items()}
+    difference = paired_bootstrap(truth, predictions["candidate"], other, metric, confidence=gate.confidence)
+    reached = {name: score(truth, predicted, metric) for name, predicted in predictions.items()}
     verdict = decide(
         rows=len(rows),
         candidate=reached["candidate"],

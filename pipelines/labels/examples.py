@@ -6,11 +6,13 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from datetime import datetime
+from typing import Any, Literal, get_args
 
 from pipelines.artifacts import Artifact
 from pipelines.errors import ArtifactError
 from pipelines.fingerprint import fingerprint
+from pipelines.prompt import Message
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -23,9 +25,9 @@ class Submitted:
     """One row of a file. Text that no database can store (NUL, lone surrogates) has become U+001A, SUBSTITUTE."""
 
     text: str
-    """Empty where the row has none."""
+    """What is labelled, or the turns before a chat's last answer, system text aside; empty where the row has none."""
     labels: tuple[str, ...]
-    """Sorted, distinct."""
+    """Sorted, distinct; none for a chat."""
     group: str | None
     """What the example belongs to (document, customer, conversation), where the row says so."""
     split: Split | None
@@ -40,6 +42,18 @@ class Submitted:
     """The row as it was."""
     problem: str | None = None
     """Why it cannot be read as an example."""
+    messages: tuple[Message, ...] = ()
+    """A chat, its last turn the assistant's; empty for a text with labels."""
+    rejected: str | None = None
+    """The answer that was preferred less, where the row names one."""
+    context: tuple[str, ...] | None = None
+    """What had been retrieved for the last question, empty for nothing; None where the row does not say."""
+    key: str | None = None
+    """The item that it is about: of its rows only the newest counts."""
+    labelled_at: datetime | None = None
+    """When it was labelled, where the row says so."""
+    slices: tuple[str, ...] = ()
+    """Sorted: ``column=value``."""
 
     @property
     def location(self) -> str:
@@ -51,7 +65,11 @@ class Submitted:
         """Hash (64 hex digits) of what the row says, wherever it stands; of the raw row where it cannot be read."""
         if self.problem is not None:
             return fingerprint("unreadable", self.raw)
-        return fingerprint(self.text, self.labels, self.group, self.split, self.origin)
+        said: list[Any] = [self.text, self.labels, self.group, self.split, self.origin]
+        if self.messages or self.key is not None or self.slices:  # added later: the ids of plain rows stay
+            turns = [[message.role, message.content] for message in self.messages]
+            said += [turns, self.rejected, self.context, self.key, self.slices]
+        return fingerprint(*said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +79,21 @@ class Example:
     id: str
     text: str
     labels: tuple[str, ...]
-    """Sorted, distinct; exactly one unless the use case is multi-label."""
+    """Sorted, distinct; exactly one unless the use case is multi-label; none for a chat."""
     group: str
     origin: str
+    messages: tuple[Message, ...] = ()
+    """A chat, its last turn the assistant's."""
+    context: tuple[str, ...] | None = None
+    """Retrieved for the last question, best first; None where the use case retrieves nothing."""
+    rejected: str | None = None
+    slices: tuple[str, ...] = ()
+    """Sorted: ``column=value``, and ``regression``."""
+
+    @property
+    def answer(self) -> str:
+        """A chat's last turn."""
+        return self.messages[-1].content
 
 
 def read_split(training_set: Artifact, split: Split) -> list[Example]:
@@ -75,6 +105,7 @@ def read_split(training_set: Artifact, split: Split) -> list[Example]:
     path = training_set.path / f"{split}.jsonl"
     if not path.is_file():
         raise ArtifactError(f"{training_set.path} has no {path.name}; materialise its asset again")
+    chats = training_set.manifest.get("task") == "generate"
     categories = set(training_set.manifest["categories"])
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
@@ -82,13 +113,25 @@ def read_split(training_set: Artifact, split: Split) -> list[Example]:
             continue
         try:
             row = json.loads(line)
-            example = Example(row["id"], row["text"], tuple(row["labels"]), row["group"], row["origin"])
+            example = Example(
+                id=row["id"],
+                text=row["text"],
+                labels=tuple(row["labels"]),
+                group=row["group"],
+                origin=row["origin"],
+                messages=tuple(Message(turn["role"], turn["content"]) for turn in row.get("messages", ())),
+                context=None if row.get("context") is None else tuple(row["context"]),
+                rejected=row.get("rejected"),
+                slices=tuple(row.get("slices", ())),
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path}, line {number}, is no row of a training set: {error!r}") from error
         unknown = sorted(set(example.labels) - categories)
         if unknown:
             raise ArtifactError(f"{path}, line {number}: label {unknown[0]!r} is not a category of the manifest")
-        if not training_set.manifest["multi_label"] and len(example.labels) != 1:
+        if chats and (not example.messages or example.messages[-1].role != "assistant"):
+            raise ArtifactError(f"{path}, line {number}: a chat that does not end with the assistant's turn")
+        if not chats and not training_set.manifest["multi_label"] and len(example.labels) != 1:
             raise ArtifactError(f"{path}, line {number}: {len(example.labels)} labels, but multi_label is off")
         found.append(example)
     return found

@@ -56,13 +56,15 @@ def read_examples(settings: LabelSettings, *, base: Path) -> Reading:
         SourceUnavailableError: it cannot be read now.
         ConfigError: the URL's protocol is not known.
     """
+    if settings.url is None:
+        return Reading((), ())
     files = _remote_files(settings) if "://" in settings.url else _local_files(settings, base)
     rows = [row for name, content in files.items() for row in _rows(name, content, settings)]
     return Reading(tuple(files), tuple(rows))
 
 
 def _local_files(settings: LabelSettings, base: Path) -> dict[str, bytes]:
-    place = base / settings.url
+    place = base / str(settings.url)
     try:
         if place.is_file():
             return {place.name: place.read_bytes()}
@@ -78,7 +80,7 @@ def _local_files(settings: LabelSettings, base: Path) -> dict[str, bytes]:
 def _remote_files(settings: LabelSettings) -> dict[str, bytes]:
     import fsspec
 
-    shown = re.sub(r"://[^/@]*@", "://…@", settings.url.split("?")[0])  # credentials stay out of logs
+    shown = re.sub(r"://[^/@]*@", "://…@", str(settings.url).split("?")[0])  # credentials stay out of logs
     try:
         filesystem, place = fsspec.core.url_to_fs(settings.url)
     except (ValueError, ImportError) as error:

@@ -15,7 +15,7 @@ from dagster_pipes import PipesContext, PipesEnvVarParamsLoader, open_dagster_pi
 from pydantic import ValidationError
 
 from pipelines.errors import ConfigError, FreshetError, TrainingError
-from pipelines.training.lora import TrainingJob, train
+from pipelines.training.job import TrainingJob, train
 from pipelines.training.progress import Progress
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from pipelines.settings import Settings
+from pipelines.settings import ByField, Settings
+
+Task = Literal["classify", "generate"]
 
 
 class LoraSettings(Settings):
     """The adapter's shape (Hu et al., 2021, arXiv:2106.09685)."""
 
+    variant: Literal["lora", "rslora", "dora"] = Field(
+        default="lora",
+        description="lora; rslora scales by alpha / sqrt(rank) (arXiv:2312.03732); dora learns magnitudes apart "
+        "(arXiv:2402.09353).",
+    )
     rank: int = Field(default=16, ge=1, le=512, description="Rank r of the update B·A.")
     alpha: float = Field(default=32.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
     dropout: float = Field(
@@ -23,11 +30,8 @@ class LoraSettings(Settings):
 
 
 class FineTuneSettings(Settings):
-    """Base model and training run."""
+    """Base model and training run: what both tasks have in common."""
 
-    task: Literal["classify"] = Field(
-        default="classify", description="classify: sequence classification with an encoder."
-    )
     base_model: str = Field(
         default="all-MiniLM-L6-v2",
         min_length=1,
@@ -40,7 +44,70 @@ class FineTuneSettings(Settings):
     epochs: float = Field(default=6.0, gt=0, description="Passes over the training split; the best one is kept.")
     learning_rate: float = Field(default=8e-4, gt=0, lt=1, description="Peak learning rate of AdamW.")
     batch_size: int = Field(default=32, ge=1, description="Examples in an optimiser step.")
-    maximum_tokens: int = Field(default=256, ge=16, description="Longer texts are cut to this many tokens.")
+    micro_batch_tokens: int | None = Field(
+        default=None,
+        ge=16,
+        description="Most tokens at once on a device, padding included; null: measured. Smaller takes less memory and "
+        "changes nothing else.",
+    )
+    maximum_tokens: int = Field(default=256, ge=16, description="Longer examples are cut to this many tokens.")
     warmup_share: float = Field(default=0.06, ge=0, lt=1, description="Share of the steps that warm up.")
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW weight decay.")
+    patience: int | None = Field(
+        default=3, ge=1, description="Evaluations without a better one after which training stops early; null: never."
+    )
+    checkpoint_minutes: float = Field(
+        default=10.0, gt=0, description="A killed training resumes from its last checkpoint: how far they are apart."
+    )
     seed: int = Field(default=17, ge=0, description="Seed of everything random in training.")
+
+
+class ClassifySettings(FineTuneSettings):
+    """Sequence classification with an encoder or a decoder."""
+
+    task: Literal["classify"] = Field(default="classify", description="classify: a text gets labels.")
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none", description="balanced: rare categories count more, by the inverse of their frequency."
+    )
+    abstain_below: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Calibrated probability below which the model says that it does not know; 0: never.",
+    )
+
+
+class GenerateSettings(FineTuneSettings):
+    """A causal language model, trained on chats."""
+
+    task: Literal["generate"] = Field(description="generate: a chat gets an answer.")
+    base_model: str = Field(
+        min_length=1, description="A Hub id, or a folder with safetensors, tokenizer and chat template."
+    )
+    lora: LoraSettings = Field(default=LoraSettings(dropout=0.05), description="The adapter's shape.")
+    epochs: float = Field(default=3.0, gt=0, description="Passes over the training split; the best one is kept.")
+    learning_rate: float = Field(default=2e-4, gt=0, lt=1, description="Peak learning rate of AdamW.")
+    batch_size: int = Field(default=16, ge=1, description="Chats in an optimiser step.")
+    maximum_tokens: int = Field(
+        default=1024,
+        ge=16,
+        description="Longest chat, answer and all; longer ones are left out, and said so.",
+    )
+    packing: bool = Field(
+        default=True, description="Short chats share a sequence without seeing each other: less padding, same result."
+    )
+    quantised_base: Literal["nf4", "int8"] | None = Field(
+        default=None, description="QLoRA (arXiv:2305.14314): hold the base in 4 or 8 bits; needs bitsandbytes."
+    )
+
+
+def _classify_by_default(value: Any) -> Any:
+    return {"task": "classify", **value} if isinstance(value, dict) else value
+
+
+FineTune = Annotated[
+    ClassifySettings | GenerateSettings,
+    Field(discriminator="task"),
+    ByField("task", "classify"),
+    BeforeValidator(_classify_by_default),
+]

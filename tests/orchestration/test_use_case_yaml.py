@@ -61,7 +61,7 @@ def test_a_minimal_use_case_is_valid(project: Path) -> None:
         ({"sources": [{"name": "pages", "type": "ftp", "url": "p"}]}, 6, "'ftp' is not one of ["),
         ({"sources": [{"name": "t", "type": "table", "url": "p", "key": "id"}]}, 5, "'text' is a required property"),
         ({"retrieval": {"top_k": 0}}, 9, "0 is less than the minimum of 1"),
-        ({"labels": {"url": "l"}, "fine_tune": {"task": "translate"}}, 11, "'classify' was expected"),
+        ({"labels": {"url": "l"}, "fine_tune": {"task": "translate"}}, 11, "is not one of ['classify', 'generate']"),
     ],
 )
 def test_a_wrong_field_is_reported_with_file_and_line(

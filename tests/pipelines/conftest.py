@@ -12,8 +12,8 @@ import pytest
 
 from pipelines.artifacts import Artifact, load, seal
 from pipelines.fingerprint import fingerprint
-from pipelines.training.lora import TrainingJob, train
-from pipelines.training.settings import FineTuneSettings, LoraSettings
+from pipelines.training.job import TrainingJob, train
+from pipelines.training.settings import ClassifySettings, LoraSettings
 
 THINGS = (
     "kettle", "desk lamp", "office chair", "bicycle helmet", "raincoat", "garden hose", "toolbox", "suitcase",
@@ -25,7 +25,7 @@ SAYINGS = {
     "repair": ("The {} stopped working after a week.", "A part of the {} is broken, can it be fixed?"),
 }
 PRAISE = ("The {} is wonderful, thank you.", "Best {} that I ever had.")
-QUICK = FineTuneSettings(epochs=3, batch_size=16, maximum_tokens=48, lora=LoraSettings(rank=4, alpha=8))
+QUICK = ClassifySettings(epochs=3, batch_size=16, maximum_tokens=48, lora=LoraSettings(rank=4, alpha=8))
 
 
 def write_training_set(
@@ -59,7 +59,7 @@ def write_training_set(
     return load(folder)
 
 
-def train_quickly(training_set: Artifact, output: Path, settings: FineTuneSettings = QUICK) -> Artifact:
+def train_quickly(training_set: Artifact, output: Path, settings: ClassifySettings = QUICK) -> Artifact:
     job = TrainingJob(use_case="shop", training_set=training_set.path, output=output, settings=settings)
     return train(job, progress=lambda _: None)
 

@@ -14,8 +14,8 @@ from pipelines.evaluation.gate import decide
 from pipelines.evaluation.metrics import Difference
 from pipelines.evaluation.settings import EvaluationSettings
 from pipelines.fingerprint import fingerprint
-from pipelines.training.lora import TrainingJob, train
-from pipelines.training.settings import FineTuneSettings, LoraSettings
+from pipelines.training.job import TrainingJob, train
+from pipelines.training.settings import ClassifySettings, LoraSettings
 
 USE_CASE = "notices"
 SUBJECTS = (
@@ -100,6 +100,6 @@ def copied(
 
 def trained(training_set: Artifact, folder: Path) -> Artifact:
     """An adapter trained for real."""
-    settings = FineTuneSettings(epochs=2, batch_size=16, maximum_tokens=48, lora=LoraSettings(rank=4))
+    settings = ClassifySettings(epochs=2, batch_size=16, maximum_tokens=48, lora=LoraSettings(rank=4))
     job = TrainingJob(use_case=USE_CASE, training_set=training_set.path, output=folder, settings=settings)
     return train(job, progress=no_progress)

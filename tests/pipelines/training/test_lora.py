@@ -14,15 +14,16 @@ from pipelines.errors import ArtifactError, ConfigError, ExamplesError, LockedEr
 from pipelines.evaluation.classifier import load_classifier
 from pipelines.labels.examples import read_split
 from pipelines.models import BUNDLED, model_folder
+from pipelines.training.classify import AlikeLengths
 from pipelines.training.dataset import indicators, training_set_at
-from pipelines.training.lora import AlikeLengths, TrainingJob, adapter_fingerprint, train
+from pipelines.training.job import TrainingJob, adapter_fingerprint, train
 from pipelines.training.progress import Progress, read_progress
-from pipelines.training.settings import FineTuneSettings, LoraSettings
+from pipelines.training.settings import ClassifySettings, LoraSettings
 
-QUICK = FineTuneSettings(epochs=3, batch_size=16, maximum_tokens=48, lora=LoraSettings(rank=4, alpha=8))
+QUICK = ClassifySettings(epochs=3, batch_size=16, maximum_tokens=48, lora=LoraSettings(rank=4, alpha=8))
 
 
-def job_of(training_set: Artifact, output: Path, settings: FineTuneSettings = QUICK) -> TrainingJob:
+def job_of(training_set: Artifact, output: Path, settings: ClassifySettings = QUICK) -> TrainingJob:
     return TrainingJob(use_case="shop", training_set=training_set.path, output=output, settings=settings)
 
 

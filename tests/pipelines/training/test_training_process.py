@@ -17,16 +17,16 @@ from dagster_pipes import encode_param
 from pipelines.artifacts import Artifact, load
 from pipelines.environment import REPOSITORY
 from pipelines.errors import ArtifactError
-from pipelines.training.lora import TrainingJob, train
+from pipelines.training.job import TrainingJob, train
 from pipelines.training.progress import Progress
-from pipelines.training.settings import FineTuneSettings, LoraSettings
+from pipelines.training.settings import ClassifySettings, LoraSettings
 
 pytestmark = pytest.mark.slow
-LONG = FineTuneSettings(epochs=400, batch_size=16, maximum_tokens=48, lora=LoraSettings(rank=4, alpha=8))
+LONG = ClassifySettings(epochs=400, batch_size=16, maximum_tokens=48, lora=LoraSettings(rank=4, alpha=8))
 SHORT = LONG.model_copy(update={"epochs": 2.0})
 
 
-def write_job(folder: Path, training_set: Artifact, settings: FineTuneSettings) -> TrainingJob:
+def write_job(folder: Path, training_set: Artifact, settings: ClassifySettings) -> TrainingJob:
     job = TrainingJob(use_case="shop", training_set=training_set.path, output=folder / "out", settings=settings)
     (folder / "job.json").write_text(job.model_dump_json())
     return job

@@ -1,0 +1,249 @@
+"""Fine-tuning a sequence classifier with LoRA, by peft and transformers' Trainer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines.artifacts import Artifact
+from pipelines.environment import available_cores
+from pipelines.errors import ExamplesError, TrainingError
+from pipelines.evaluation.classifier import Classifier, base_model, logistic_regression, probabilities
+from pipelines.evaluation.metrics import best_threshold, score, scores
+from pipelines.labels.examples import Example, read_split
+from pipelines.training.dataset import indicators
+from pipelines.training.lora import bf16_is_faster, save, with_adapter
+from pipelines.training.progress import Progress, recorder
+from pipelines.training.settings import ClassifySettings
+
+PROBED_ROWS = 5_000
+"""Most training rows that the head's starting point is fitted on."""
+
+HEADS = {"pooler"}
+"""Modules that are trained whole besides those that the base has no weights for (the classifier always is)."""
+
+
+def fit_classifier(
+    settings: ClassifySettings,
+    training_set: Artifact,
+    base: Path,
+    folder: Path,
+    progress: Callable[[Progress], None],
+) -> dict[str, Any]:
+    """Train, write the adapter's files to ``folder``, and return what is particular to it in the manifest.
+
+    Raises:
+        ExamplesError: there is too little to learn from.
+        ConfigError: the base has no layers of the names to adapt.
+        TrainingError: the loss is not finite, or training ended early.
+    """
+    import torch
+    from peft import set_peft_model_state_dict
+    from transformers import AutoTokenizer, PrinterCallback, Trainer, set_seed
+
+    started = time.monotonic()
+    multi_label = bool(training_set.manifest["multi_label"])
+    categories = tuple(training_set.manifest["categories"])
+    rows, validation_rows = read_split(training_set, "train"), read_split(training_set, "validation")
+    if len(categories) < 2 or len(rows) < 2:
+        raise ExamplesError(
+            f"{training_set.path} has {len(rows)} training rows in {len(categories)} categories; "
+            "at least 2 of each are needed: add labelled examples"
+        )
+    validation_rows.sort(key=lambda row: len(row.text))  # alike lengths pad least
+    torch.set_num_threads(available_cores())
+    torch.set_flush_denormal(True)
+    set_seed(settings.seed)  # before the model: its head starts at random
+    precision = "bf16" if bf16_is_faster() else "fp32"
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    model, missing = base_model(base, categories, multi_label=multi_label)
+    if precision == "bf16" and not torch.cuda.is_available() and settings.maximum_tokens <= 256:
+        model.set_attn_implementation("eager")  # a third faster there than the fused one, whose backward pass is slow
+
+    def encoded(rows: Sequence[Example]) -> list[dict[str, Any]]:
+        ids = tokenizer([row.text for row in rows], truncation=True, max_length=settings.maximum_tokens)["input_ids"]
+        truth = indicators([row.labels for row in rows], categories)
+        labels = truth.astype("float32") if multi_label else truth.argmax(axis=1)
+        return [{"input_ids": text, "labels": label} for text, label in zip(ids, labels.tolist(), strict=True)]
+
+    def padded(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids = [torch.tensor(row["input_ids"]) for row in batch]
+        pad = torch.nn.utils.rnn.pad_sequence
+        return {
+            "input_ids": pad(ids, batch_first=True, padding_value=tokenizer.pad_token_id or 0),
+            "attention_mask": pad([torch.ones_like(row) for row in ids], batch_first=True),
+            "labels": torch.tensor([row["labels"] for row in batch]),
+        }
+
+    def validation_score(prediction: Any) -> dict[str, float]:
+        logits, labels = prediction.predictions, prediction.label_ids
+        if multi_label:
+            chances = probabilities(logits, multi_label=True)
+            return {"score": score(labels.astype(bool), chances >= 0.5, "micro_f1")}
+        return {"score": float((logits.argmax(axis=1) == labels).mean())}
+
+    data, watch = encoded(rows), recorder(progress, folder / "progress.jsonl", len(rows))
+    drawn = torch.randperm(len(data))[:PROBED_ROWS].tolist()
+    probed = sorted((data[index] for index in drawn), key=lambda row: len(row["input_ids"]))
+    batches = [padded(probed[start : start + 32]) for start in range(0, len(probed), 32)]
+    _start_head(model, batches, bf16=precision == "bf16")
+    leaves = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    model = with_adapter(model, settings, task="SEQ_CLS", whole=sorted({*missing, *(HEADS & leaves)}))
+
+    class GroupedTrainer(Trainer):
+        """Trains on batches of alike lengths."""
+
+        def get_train_dataloader(self) -> Any:
+            sampler = AlikeLengths([len(row["input_ids"]) for row in data], settings.batch_size)
+            loader: Any = torch.utils.data.DataLoader(
+                data,  # type: ignore[arg-type]  # a list will do
+                settings.batch_size,
+                sampler=sampler,
+                collate_fn=padded,
+                pin_memory=torch.cuda.is_available(),
+            )
+            return self.accelerator.prepare(loader)
+
+    trainer = GroupedTrainer(
+        model=model,
+        args=_arguments(settings, folder, bf16=precision == "bf16", validate=bool(validation_rows)),
+        train_dataset=data,
+        eval_dataset=encoded(validation_rows) if validation_rows else None,
+        data_collator=padded,
+        compute_metrics=validation_score,
+        callbacks=[watch],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    state, losses = trainer.state, [point.loss for point in watch.points]
+    if state.global_step != state.max_steps or not math.isfinite(losses[-1]):
+        raise TrainingError(
+            f"training ended at step {state.global_step} of {state.max_steps} with loss {losses[-1]}; "
+            "lower learning_rate and train again"
+        )
+    if watch.best is not None:
+        set_peft_model_state_dict(model, watch.best)
+    save(model, tokenizer, folder, settings)
+
+    classifier = Classifier(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        categories=categories,
+        multi_label=multi_label,
+        thresholds=dict.fromkeys(categories, 0.5) if multi_label else {},
+        maximum_tokens=settings.maximum_tokens,
+    )
+    validation = None
+    if validation_rows:
+        truth = indicators([row.labels for row in validation_rows], categories)
+        chances = classifier.probabilities([row.text for row in validation_rows])
+        if multi_label:
+            classifier.thresholds = dict.fromkeys(categories, best_threshold(truth, chances))
+        validation = asdict(scores(truth, indicators(classifier.decide(chances), categories), categories))
+    return {
+        "categories": list(categories),
+        "multi_label": multi_label,
+        "thresholds": dict(classifier.thresholds),
+        "effective": {
+            "rows": len(rows),
+            "validation_rows": len(validation_rows),
+            "epochs": state.epoch,
+            "best_epoch": watch.best_epoch,
+            "steps": state.global_step,
+            "tokens": int(state.num_input_tokens_seen),
+            "rows_cut": sum(len(row["input_ids"]) == settings.maximum_tokens for row in data),
+            "trained_parameters": sum(value.numel() for value in model.parameters() if value.requires_grad),
+        },
+        "loss": {"first": losses[0], "last": losses[-1]},
+        "validation": validation,
+        "precision": precision,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+class AlikeLengths:
+    """Example indices in a new order each pass: ``batch_size`` in a row have alike lengths, and batches come at random.
+
+    transformers' own grouping runs from long to short again and again; what long texts are about then comes in waves.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, *, batches_sorted_together: int = 50) -> None:
+        self._lengths, self._batch_size = lengths, batch_size
+        self._pool = batch_size * batches_sorted_together
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        import torch
+
+        drawn = torch.randperm(len(self._lengths)).tolist()
+        last = len(drawn) % self._batch_size
+        whole, rest = drawn[: len(drawn) - last], drawn[len(drawn) - last :]
+        batches = []
+        for start in range(0, len(whole), self._pool):
+            pool = sorted(whole[start : start + self._pool], key=lambda index: self._lengths[index])
+            batches += [pool[at : at + self._batch_size] for at in range(0, len(pool), self._batch_size)]
+        for number in torch.randperm(len(batches)).tolist():
+            yield from batches[number]
+        yield from rest
+
+
+def _start_head(model: Any, batches: Sequence[dict[str, Any]], *, bf16: bool) -> None:
+    """Start from a linear probe instead of a random head (LP-FT: Kumar et al., 2022, arXiv:2202.10054).
+
+    A sentence encoder's pooler was never trained, so it starts as the identity, and the classifier as the logistic
+    regression on what reaches it. Without this, MiniLM spends its first epochs on predicting the categories' shares.
+    """
+    import torch
+
+    classifier = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    pooler = getattr(getattr(model.base_model, "pooler", None), "dense", None)
+    if pooler is not None and pooler.in_features == pooler.out_features:
+        torch.nn.init.eye_(pooler.weight)
+        torch.nn.init.zeros_(pooler.bias)
+    reached: list[torch.Tensor] = []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    hook = classifier.register_forward_pre_hook(lambda _module, inputs: reached.append(inputs[0].float().cpu()))
+    model.to(device).eval()
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
+        for batch in batches:
+            model(**{name: value.to(device) for name, value in batch.items() if name != "labels"})
+    hook.remove()
+    weight, bias = logistic_regression(
+        torch.cat(reached).clone(), torch.cat([batch["labels"] for batch in batches]), classifier.out_features
+    )
+    with torch.no_grad():
+        classifier.weight.copy_(weight)
+        classifier.bias.copy_(bias)
+
+
+def _arguments(settings: ClassifySettings, folder: Path, *, bf16: bool, validate: bool) -> Any:
+    import torch
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size * 2,
+        warmup_steps=settings.warmup_share,
+        weight_decay=settings.weight_decay,
+        include_num_input_tokens_seen="non_padding",
+        use_cpu=not torch.cuda.is_available(),
+        bf16=bf16,
+        seed=settings.seed,
+        eval_strategy="epoch" if validate else "no",
+        save_strategy="no",  # the recorder keeps the best epoch in memory
+        logging_strategy="no",  # the recorder says when
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+        disable_tqdm=True,
+    )

@@ -1,0 +1,105 @@
+"""One training as a job: what it needs, and that it is done once, whole, and by nobody else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipelines.artifacts import MANIFEST, Artifact, alone, load, seal, writing
+from pipelines.errors import ArtifactError
+from pipelines.evaluation.classifier import base_hashes, quiet_transformers
+from pipelines.fingerprint import fingerprint
+from pipelines.models import model_folder
+from pipelines.prompt import PromptSettings
+from pipelines.settings import Settings
+from pipelines.training.classify import fit_classifier
+from pipelines.training.dataset import training_set_at
+from pipelines.training.generate import fit_chat
+from pipelines.training.progress import Progress
+from pipelines.training.settings import ClassifySettings, FineTune, GenerateSettings
+
+TRAINER = "2"
+"""Version of what a training makes of equal inputs; part of the adapter's fingerprint."""
+
+
+class TrainingJob(Settings):
+    """Everything one training needs; ``python -m pipelines.training`` reads it as JSON."""
+
+    use_case: str
+    training_set: Path
+    """Folder of the frozen training set."""
+    output: Path
+    """Folder of the use case's adapters: this one becomes ``<output>/<fingerprint>``."""
+    settings: FineTune = ClassifySettings()
+    prompt: PromptSettings = PromptSettings()
+
+
+def adapter_fingerprint(job: TrainingJob, training_set: Artifact, base_files: Mapping[str, str]) -> str:
+    """What an adapter is made from: base, training set, settings and trainer, not the machine it is made on."""
+    settings = job.settings.model_dump(mode="json")
+    return fingerprint("lora_adapter", TRAINER, job.use_case, training_set.fingerprint, settings, dict(base_files))
+
+
+def train(job: TrainingJob, *, progress: Callable[[Progress], None]) -> Artifact:
+    """Fine-tune and return the finished adapter; one made from equal inputs before is returned as it is.
+
+    ``progress`` is called about every second; what it raises ends the training, and nothing is left of it.
+
+    Raises:
+        ArtifactError: the training set is incomplete or altered.
+        ExamplesError: it has too little to learn from.
+        ConfigError: the base model is not there, or has no layers of the names to adapt.
+        LockedError: another training writes to the same folder.
+        TrainingError: the loss is not finite, or training ended early.
+    """
+    training_set = training_set_at(job.training_set)
+    base = model_folder(job.settings.base_model, job.settings.base_revision)
+    base_files = base_hashes(base)
+    key = adapter_fingerprint(job, training_set, base_files)
+    folder = job.output / key
+    with alone(job.output / ".training.lock", "training"):
+        finished = _finished(folder)
+        if finished is not None:
+            return finished
+        for left in job.output.glob(".*.*"):  # by trainings that were killed
+            if left.is_dir():
+                shutil.rmtree(left)
+        with writing(folder) as scratch, quiet_transformers():
+            if isinstance(job.settings, GenerateSettings):
+                fitted = fit_chat(job.settings, job.prompt, training_set, base, scratch, progress)
+            else:
+                fitted = fit_classifier(job.settings, training_set, base, scratch, progress)
+            seal(scratch, {**_manifest(job, key, training_set, base_files), **fitted})
+        return load(folder)
+
+
+def _manifest(job: TrainingJob, key: str, training_set: Artifact, base_files: Mapping[str, str]) -> dict[str, Any]:
+    """What the manifest of every adapter says, whatever its task."""
+    import torch
+
+    return {
+        "fingerprint": key,
+        "kind": "lora_adapter",
+        "use_case": job.use_case,
+        "task": job.settings.task,
+        "base_model": job.settings.base_model,
+        "base_revision": job.settings.base_revision,
+        "base_files": dict(base_files),
+        "training_set": training_set.fingerprint,
+        "settings": job.settings.model_dump(mode="json"),
+        "trainer": TRAINER,
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _finished(folder: Path) -> Artifact | None:
+    """The adapter in ``folder``; None where there is none, or an altered one that has to be made again."""
+    try:
+        return load(folder) if (folder / MANIFEST).is_file() else None
+    except ArtifactError:
+        return None
