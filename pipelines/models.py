@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,3 +44,28 @@ def model_folder(name: str, revision: str | None) -> Path:
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(f"model {name!r}: {folder} has no *.safetensors; convert it, pickled weights are not loaded")
     return folder
+
+
+def token_counter(name: str, revision: str | None) -> Callable[[Sequence[str]], list[int]]:
+    """Counts the tokens of texts, special ones aside, as the tokenizer of a model does; it is read when first called.
+
+    Raises:
+        ConfigError: when called: the model is not there.
+    """
+
+    @cache
+    def encode() -> Callable[[Sequence[str]], list[int]]:
+        folder = model_folder(name, revision)
+        if (folder / "tokenizer.json").is_file():  # without the seconds that importing transformers takes
+            from tokenizers import Tokenizer
+
+            fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            fast.no_truncation()
+            fast.no_padding()
+            return lambda texts: [len(each) for each in fast.encode_batch_fast(list(texts), add_special_tokens=False)]
+        from transformers import AutoTokenizer
+
+        slow = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return lambda texts: [len(ids) for ids in slow(list(texts), add_special_tokens=False)["input_ids"]]
+
+    return lambda texts: encode()(texts) if texts else []

@@ -12,7 +12,7 @@ from pipelines.catalog import documents, insert_or_ignore, open_catalog
 from pipelines.environment import REPOSITORY, Environment
 from pipelines.errors import ConfigError
 from pipelines.fingerprint import file_sha256, fingerprint, write_json_atomically, write_text_atomically
-from pipelines.models import BUNDLED, model_folder
+from pipelines.models import BUNDLED, model_folder, token_counter
 
 
 def test_a_fingerprint_depends_on_values_and_not_on_their_order_of_writing() -> None:
@@ -136,3 +136,15 @@ def test_now_is_aware() -> None:
     from pipelines.catalog import now
 
     assert now().tzinfo is UTC
+
+
+def test_tokens_are_counted_as_the_models_own_tokenizer_counts_them() -> None:
+    from transformers import AutoTokenizer
+
+    texts = ["", "A pump.", "Prices: 12.50 EUR; größer als 7 °C?", "word " * 700]
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(BUNDLED, None), local_files_only=True)
+    expected = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    assert token_counter(BUNDLED, None)(texts) == expected
+    assert token_counter("no-such-model", None)([]) == []
+    with pytest.raises(ConfigError, match="no-such-model"):
+        token_counter("no-such-model", None)(["text"])
