@@ -17,8 +17,12 @@ from pipelines.errors import ConfigError
 from pipelines.fingerprint import fingerprint
 from pipelines.labels.examples import ORIGINS, Split
 from pipelines.labels.settings import Expectation, LabelSettings
+from pipelines.prompt import AnswerFormat, Message
+from pipelines.training.settings import Task
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
 CANNOT_BE_READ = "cannot be read"
@@ -31,6 +35,9 @@ _RELATIONS = {
     "other_split": "its group is in another split",
     "copy": "same text and labels as an earlier row",
 }
+RELATION_KINDS = frozenset(_RELATIONS.values())
+"""Kinds of reasons and warnings that are relations between rows: they hold only among the rows that were judged."""
+
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
 
 
@@ -49,6 +56,26 @@ class Candidate:
     location: str
     problem: str | None
     """Why it cannot be read."""
+    messages: tuple[Message, ...] = ()
+    """A chat, its last turn the assistant's; empty for a text with labels."""
+    rejected: str | None = None
+    """The answer that was preferred less."""
+    context: tuple[str, ...] | None = None
+    """What had been retrieved for the last question."""
+    judged: Judgement | None = None
+    """A verdict on the row by itself that still holds: only its relations to other rows are judged anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the expectations say of one row."""
+
+    reasons: list[str]
+    """Against it, in plain words: a kind, or ``kind: particulars``; none means accepted."""
+    warnings: list[str]
+    """Worth a look, and accepted all the same."""
+    masked: Candidate | None
+    """What to keep instead: the row with personal data and secrets replaced by their kinds; None where it stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +87,25 @@ class _Rule:
     reason: Callable[[int], str]
 
 
-def suite_fingerprint(settings: LabelSettings) -> str:
+def suite_fingerprint(
+    settings: LabelSettings, *, task: Task = "classify", answer_format: AnswerFormat | None = None
+) -> str:
     """What the verdicts depend on (64 hex digits); another one means that everything is judged again."""
     fields = {"multi_label", "minimum_characters", "maximum_characters", "expectations"}
     categories = None if settings.categories is None else sorted(settings.categories)
     return fingerprint(_SUITE, categories, settings.model_dump(mode="json", include=fields))
 
 
-def judge(settings: LabelSettings, rows: Sequence[Candidate]) -> list[list[str]]:
-    """For each row the reasons against it, in plain words; none means accepted.
+def judge(
+    settings: LabelSettings,
+    rows: Sequence[Candidate],
+    *,
+    task: Task = "classify",
+    answer_format: AnswerFormat | None = None,
+    count_tokens: Callable[[Sequence[str]], Sequence[int]] | None = None,
+    docs: Path | None = None,
+) -> list[Judgement]:
+    """For each row what speaks against it.
 
     ``rows`` are in the order in which they came: of copies the first is accepted. A human's label beats a rule's, and a
     rule's a model's; where equals contradict each other on a single-label text, all of its rows are refused, because
@@ -79,7 +116,7 @@ def judge(settings: LabelSettings, rows: Sequence[Candidate]) -> list[list[str]]
     """
     reasons: list[list[str]] = [[] for _ in rows]
     if not rows:
-        return reasons
+        return []
     _validate(_frame(settings, rows), _rules(settings, rows), reasons)
     for row, against in zip(rows, reasons, strict=True):
         if row.problem is not None:
@@ -90,7 +127,7 @@ def judge(settings: LabelSettings, rows: Sequence[Candidate]) -> list[list[str]]
         _validate_relations(settings, [rows[place] for place in sound], among)
         for place, against in zip(sound, among, strict=True):
             reasons[place] = against
-    return reasons
+    return [Judgement(against, [], None) for against in reasons]
 
 
 def _frame(settings: LabelSettings, rows: Sequence[Candidate]) -> pd.DataFrame:

@@ -270,7 +270,8 @@ def _decide(
         )
         for row in rows
     ]
-    for row, reasons in zip(rows, judge(settings, candidates), strict=True):
+    for row, judgement in zip(rows, judge(settings, candidates), strict=True):
+        reasons = judgement.reasons
         row.update(state=QUARANTINED if reasons else ACCEPTED, reasons=reasons, suite=suite)
 
 

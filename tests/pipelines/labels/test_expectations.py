@@ -8,10 +8,15 @@ import pytest
 
 from pipelines.errors import ConfigError
 from pipelines.labels.examples import Split
-from pipelines.labels.expectations import Candidate, judge, suite_fingerprint
+from pipelines.labels.expectations import Candidate, suite_fingerprint
+from pipelines.labels.expectations import judge as judge_all
 from pipelines.labels.settings import Expectation, LabelSettings
 
 SETTINGS = LabelSettings(url="x", categories=("billing", "shipping"), minimum_characters=8, maximum_characters=40)
+
+
+def judge(settings: LabelSettings, rows: list[Candidate]) -> list[list[str]]:
+    return [judgement.reasons for judgement in judge_all(settings, rows)]
 
 
 def row(
