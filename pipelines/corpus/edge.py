@@ -6,7 +6,6 @@ import ctypes
 import json
 import shutil
 import sys
-import time
 import uuid
 from collections.abc import Collection as Ids
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
     from pipelines.corpus.embedding import Vectors
 
 _PAGE = 1000
-_POLL_SECONDS = 0.05
 _LOCK_POLL_SECONDS = 0.005
 """A reader gets in between two openings of a writer, which are this far apart at times."""
 _SCHEMA_FILE = "schema.json"
@@ -97,7 +95,7 @@ class EdgeIndex(VectorIndex):
         old = self._folder / f".{collection}.{uuid.uuid4().hex[:8]}"
         try:
             with self._locked(collection):
-                shard, made = self._load(collection, time.monotonic() + self._lock_seconds), _new_shard(scratch, schema)
+                shard, made = self._load(collection), _new_shard(scratch, schema)
                 try:
                     _copy(shard, made)
                 finally:
@@ -123,9 +121,8 @@ class EdgeIndex(VectorIndex):
         """Hold the lock, load the shard, and close it again, flushed."""
         if not self.exists(collection):
             raise NotBuiltError(f"collection {collection!r} is not in {self._folder}: materialise its sources first")
-        deadline = time.monotonic() + self._lock_seconds
         with self._locked(collection):
-            shard = self._load(collection, deadline)
+            shard = self._load(collection)
             try:
                 yield EdgeCollection(shard, self._schema(collection))
             finally:
@@ -145,21 +142,16 @@ class EdgeIndex(VectorIndex):
         finally:
             lock.release()
 
-    def _load(self, collection: str, deadline: float) -> qdrant_edge.EdgeShard:
+    def _load(self, collection: str) -> qdrant_edge.EdgeShard:
         import qdrant_edge as qe
 
         path = self._folder / collection
-        while True:
-            try:
-                return qe.EdgeShard.load(str(path))
-            except Exception as error:  # Edge raises nothing more precise
-                if "WouldBlock" not in str(error):
-                    raise ArtifactError(
-                        f"{path} cannot be opened: {error}. Move it away and refresh: it is then built anew"
-                    ) from error
-                if time.monotonic() > deadline:
-                    raise self._held(collection) from error
-            time.sleep(_POLL_SECONDS)
+        try:
+            return qe.EdgeShard.load(str(path))
+        except Exception as error:  # Edge raises nothing more precise
+            raise ArtifactError(
+                f"{path} cannot be opened: {error}. Move it away and refresh: it is then built anew"
+            ) from error
 
     def _schema(self, collection: str) -> Schema | None:
         path = self._folder / collection / _SCHEMA_FILE
@@ -218,7 +210,7 @@ class EdgeCollection(Collection):
         return self._schema
 
     def upsert(self, points: Sequence[Point]) -> None:
-        """Through the write-ahead log."""
+        """Durable once flushed."""
         import qdrant_edge as qe
 
         words = None if self._schema is None else bm25(self._schema.language)
@@ -365,6 +357,7 @@ def _config(dimension: int) -> qdrant_edge.EdgeConfig:
         sparse_vectors={WORDS: qe.EdgeSparseVectorParams(modifier=qe.Modifier.Idf, memory=cold)},
         hnsw_config=qe.HnswIndexConfig(m=16, ef_construct=100, full_scan_threshold=10_000, memory=cold),
         id_tracker_memory=cold,
+        wal_enabled=False,  # what counts is flushed before the catalog says so, and anything else is written again
         optimizers=qe.EdgeOptimizersConfig(indexing_threshold=kilobytes // 2, max_segment_size=2 * kilobytes),
     )
 

@@ -252,16 +252,6 @@ def test_a_locked_embedded_index_says_what_to_do(edge: EdgeIndex) -> None:
         assert points.count() == 0
 
 
-def test_an_engine_lock_held_by_another_program_counts_too(edge: EdgeIndex) -> None:
-    import qdrant_edge
-
-    edge.create(NAME, SCHEMA)
-    shard = qdrant_edge.EdgeShard.load(str(edge._folder / NAME))
-    with pytest.raises(LockedError), edge.open(NAME):
-        pass
-    shard.close()
-
-
 def test_a_damaged_embedded_collection_is_an_error_and_not_an_empty_one(edge: EdgeIndex) -> None:
     edge.create(NAME, SCHEMA)
     (edge._folder / NAME / "edge_config.json").write_text("{")
