@@ -8,11 +8,7 @@ from dataclasses import dataclass
 
 from pipelines.artifacts import Artifact
 from pipelines.labels.examples import SPLITS, Example, Split, normalised, read_split
-
-SIMILAR = 0.8
-"""Jaccard similarity of word-pair sets from which two texts count as near-copies."""
-
-_CANDIDATE = 0.6  # MinHash only estimates: look up from here, then compare exactly
+from pipelines.labels.similarity import NearCopies, sign
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,35 +71,19 @@ def _shared_groups(by_split: Mapping[Split, Sequence[Example]]) -> dict[str, tup
 
 
 def leaked_pairs(by_split: Mapping[Split, Sequence[Example]]) -> list[LeakedPair]:
-    """Copies and near-copies of held-out texts in training, most similar first.
-
-    Near-copies are found with MinHash and locality-sensitive hashing over pairs of words (Broder, 1997, "On the
-    resemblance and containment of documents"), then verified by their exact Jaccard similarity.
-    """
-    from datasketch import MinHash, MinHashLSH
-
+    """Copies and near-copies of held-out texts in training, most similar first: see ``pipelines.labels.similarity``."""
     train: dict[str, list[Example]] = defaultdict(list)
     for example in by_split["train"]:
         train[normalised(example.text)].append(example)
     texts = list(train)
-    shingled = [_shingles(text) for text in texts]
-    index = MinHashLSH(threshold=_CANDIDATE, num_perm=64)
-    with index.insertion_session() as session:
-        for number, minhash in enumerate(MinHash.generator(shingled, num_perm=64)):
-            session.insert(number, minhash)
+    index = NearCopies()
+    for number, text in enumerate(sign(texts)):
+        index.add(number, text)
     pairs: list[LeakedPair] = []
     held_out: tuple[Split, ...] = ("validation", "test")
     for split in held_out:
-        sets = [_shingles(normalised(example.text)) for example in by_split[split]]
-        for example, own, minhash in zip(by_split[split], sets, MinHash.generator(sets, num_perm=64), strict=True):
-            for number in index.query(minhash):
-                similarity = len(own & shingled[number]) / len(own | shingled[number])
-                if similarity >= SIMILAR:
-                    pairs += [LeakedPair(split, example, other, similarity) for other in train[texts[number]]]
+        signed = sign([example.text for example in by_split[split]])
+        for example, text in zip(by_split[split], signed, strict=True):
+            for similarity, number in index.find(text):
+                pairs += [LeakedPair(split, example, other, similarity) for other in train[texts[number]]]
     return sorted(pairs, key=lambda pair: (-pair.similarity, pair.held_out.id, pair.train.id))
-
-
-def _shingles(text: str) -> frozenset[bytes]:
-    """Pairs of neighbouring words of a normalised text; of a single word, the word."""
-    words = text.split()
-    return frozenset(" ".join(words[i : i + 2]).encode() for i in range(max(1, len(words) - 1)))
