@@ -11,9 +11,7 @@ time of the last listing on, less the same overlap, so it meets each of those ro
 from __future__ import annotations
 
 import itertools
-import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -28,16 +26,14 @@ from pipelines.catalog import now
 from pipelines.corpus.documents import Document
 from pipelines.corpus.settings import SqlSource
 from pipelines.corpus.sources.base import NOTHING_KNOWN, Known, Listed, Listing, Source, moment
-from pipelines.corpus.sources.location import cause, scrub, secrets_of
+from pipelines.corpus.sources.database import Database
 from pipelines.corpus.sources.rows import Row, RowDocuments, cell, is_marked
-from pipelines.errors import ConfigError, DocumentError, FreshetError, SourceError, SourceUnavailableError
+from pipelines.errors import ConfigError, DocumentError, SourceError
 from pipelines.fingerprint import fingerprint
-from pipelines.settings import without_credentials
 
 _BATCH = 500  # keys of one IN list
 _FETCH = 2000  # rows that are held at once
 _MILLISECONDS = 1e11  # larger numbers are milliseconds since 1970: as seconds they were the year 5138
-_WRONG = ("42", "3D", "0A")  # SQLSTATE classes: names and syntax, no such database, not supported
 _KINDS: Mapping[type, Callable[[str], Any]] = {int: int, float: float, Decimal: Decimal, UUID: UUID, str: str}
 
 
@@ -47,11 +43,9 @@ class SqlDocuments(Source):
     def __init__(self, settings: SqlSource, base: Path) -> None:
         self._settings = settings
         self._name = f"source {settings.name!r}"
-        self._secrets = secrets_of(settings.url)
-        self._sqlite: Path | None = None
-        self._engine = self._open(base)
-        shown = without_credentials(settings.url if self._sqlite is None else f"sqlite:///{self._sqlite}")
+        self._database = Database(self._name, settings.url, base, settings.timeout_seconds)
         table = f"/{quote(settings.table)}" if settings.table else ""
+        shown = self._database.shown
         what = f"{settings.table or 'the query'} of {shown}"
         self._documents = RowDocuments(settings, what, shown + table)
         self._overlap = timedelta(minutes=settings.overlap_minutes)
@@ -60,38 +54,9 @@ class SqlDocuments(Source):
         self._kind: type | None = None  # of the keys
         self._raw: dict[str, Any] = {}  # keys that their texts do not tell
 
-    def _open(self, base: Path) -> sa.Engine:
-        try:
-            url = sa.make_url(self._settings.url)
-        except (sa.exc.ArgumentError, ValueError):
-            raise ConfigError(
-                f"{self._name}: its url is no SQLAlchemy URL; write it as postgresql://user:password@host/database or "
-                "sqlite:///file.db, with special characters of the password percent-encoded"
-            ) from None
-        if url.drivername in ("postgresql", "postgres"):  # SQLAlchemy 2.1 reads it as psycopg 3; psycopg2 is here
-            url = url.set(drivername="postgresql+psycopg2")
-        seconds, backend = self._settings.timeout_seconds, url.get_backend_name()
-        options: dict[str, Any] = {}
-        if backend == "sqlite":
-            if not url.database or url.database.startswith((":memory:", "file:")):
-                raise ConfigError(f"{self._name}: {url.database!r} is no SQLite file; write sqlite:///path/to/file.db")
-            path = self._sqlite = base / Path(url.database).expanduser()
-            options["creator"] = lambda: sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=seconds, check_same_thread=False
-            )
-        elif backend in ("postgresql", "mysql", "mariadb"):
-            options["connect_args"] = {"connect_timeout": max(1, round(seconds))}
-        try:
-            return sa.create_engine(url, poolclass=sa.NullPool, hide_parameters=True, **options)
-        except (ImportError, sa.exc.ArgumentError) as error:
-            raise ConfigError(
-                f"{self._name}: no driver for {url.drivername!r}: {scrub(str(error), self._secrets)}; install it, or "
-                "name an installed one, as in postgresql+psycopg2://"
-            ) from cause(error, self._secrets)
-
     def list(self, known: Known = NOTHING_KNOWN) -> Listing:
         """Every row, or every row that may have changed since ``known``; deletions by mark or by absence."""
-        with self._connected() as connection:
+        with self._database.connected() as connection:
             self._columns(connection)
             if self._settings.updated_at is None:
                 rows = enumerate(self._rows(connection, self._select()), 1)
@@ -178,14 +143,14 @@ class SqlDocuments(Source):
         """Fill in the templates; rows are fetched by key, many at once, and no lock is held while they are used."""
         wanted = iter(listed)
         while batch := [*itertools.islice(wanted, _BATCH if self._settings.table else 20 * _BATCH)]:
-            with self._connected() as connection:
+            with self._database.connected() as connection:
                 self._columns(connection)
                 rows = dict(self._fetch(connection, {each.document_id for each in batch if each.error is None}))
             yield from self._documents.read_all(batch, rows.items())
 
     def close(self) -> None:
         """Close the connections."""
-        self._engine.dispose()
+        self._database.engine.dispose()
 
     def _fetch(self, connection: sa.Connection, keys: Collection[str]) -> Iterator[tuple[str, Row]]:
         """Whole rows by key, without those marked as deleted."""
@@ -259,7 +224,7 @@ class SqlDocuments(Source):
     def _time(self) -> sa.ColumnElement[Any]:
         origin, _ = self._origin or (sa.table(""), ())
         column = origin.c[str(self._settings.updated_at)]
-        if self._sqlite is None:
+        if self._database.sqlite is None:
             return column
         # SQLite has no times: text or numbers, as whoever writes them likes. Both as seconds since 1970.
         seconds = sa.case((column >= _MILLISECONDS, column / 1000.0), else_=column)
@@ -290,14 +255,10 @@ class SqlDocuments(Source):
             return self._origin
         settings = self._settings
         if settings.query is not None:
-            text = sa.text(settings.query.strip().rstrip(";").replace(":", r"\:"))
-            wrapped = sa.select(sa.text("*")).select_from(text.columns().subquery("rows_of_query"))
-            columns: Sequence[str] = [*connection.execute(wrapped.where(sa.false())).keys()]
-            if twice := sorted({column for column in columns if columns.count(column) > 1}):
-                raise ConfigError(f"{self._name}: columns named twice: {', '.join(twice)}; give them names with AS")
-            origin: sa.FromClause = text.columns(*map(sa.column, columns)).subquery("rows_of_query")
+            statement, columns = self._database.query(connection, settings.query)
+            origin: sa.FromClause = statement.subquery("rows_of_query")
         else:
-            origin, columns = self._table(connection, str(settings.table))
+            origin, columns = self._database.table(connection, str(settings.table))
         self._documents.check(columns)
         if settings.deleted is not None and settings.deleted not in columns:
             raise ConfigError(f"{self._name}: there is no column {settings.deleted!r}; columns: {', '.join(columns)}")
@@ -305,51 +266,6 @@ class SqlDocuments(Source):
         if self._kind is None and (key := connection.scalar(sa.select(origin.c[settings.key]).limit(1))) is not None:
             self._key(key)
         return self._origin
-
-    def _table(self, connection: sa.Connection, name: str) -> tuple[sa.FromClause, Sequence[str]]:
-        inspector = sa.inspect(connection)
-        schema, _, table = name.rpartition(".")
-        for at, called in ((None, name), (schema, table)):
-            if (at is None or at) and inspector.has_table(called, schema=at):
-                columns = [str(column["name"]) for column in inspector.get_columns(called, schema=at)]
-                return sa.table(called, *map(sa.column, columns), schema=at), columns
-        there = sorted([*inspector.get_table_names(), *inspector.get_view_names()])
-        raise ConfigError(f"{self._name}: there is no table {name!r}; tables: {', '.join(there) or 'none'}")
-
-    @contextmanager
-    def _connected(self) -> Iterator[sa.Connection]:
-        """A connection whose transaction can only read, and whose failures say what they mean."""
-        if self._sqlite is not None and not self._sqlite.is_file():
-            raise SourceError(f"{self._name}: {self._sqlite} does not exist; correct its url, or bring it back")
-        try:
-            with self._engine.connect() as connection:
-                if self._engine.dialect.name == "postgresql":
-                    connection.execute(sa.text("SET TRANSACTION READ ONLY"))
-                    limit = sa.func.set_config(
-                        "statement_timeout", str(round(self._settings.timeout_seconds * 1000)), True
-                    )
-                    connection.execute(sa.select(limit, sa.func.set_config("TimeZone", "UTC", True)))
-                yield connection
-        except FreshetError:
-            raise
-        except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
-            raise self._meaning(error) from cause(error, self._secrets)
-        except (ValueError, OverflowError) as error:  # of a driver, such as a year before 1 or after 9999
-            raise SourceError(
-                f"{self._name}: a value cannot be read: {scrub(str(error), self._secrets)}; make it text in a 'query'"
-            ) from cause(error, self._secrets)
-
-    def _meaning(self, error: Exception) -> FreshetError:
-        driver: Any = getattr(error, "orig", None) or error
-        said = " ".join(scrub(str(driver), self._secrets).split())
-        code = str(getattr(driver, "pgcode", None) or getattr(driver, "sqlstate", None) or "")
-        if code == "42501":
-            return SourceError(f"{self._name}: may not be read: {said}; grant SELECT to its user")
-        if code.startswith(_WRONG) or getattr(driver, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
-            return ConfigError(f"{self._name}: the database does not understand: {said}")
-        if not code and isinstance(error, sa.exc.ProgrammingError):
-            return ConfigError(f"{self._name}: the database does not understand: {said}")
-        return SourceUnavailableError(f"{self._name}: cannot be read now: {said}")
 
 
 def _tick(value: Any) -> timedelta:

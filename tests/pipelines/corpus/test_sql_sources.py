@@ -382,7 +382,7 @@ def test_nothing_can_be_written_through_a_source(database: Database) -> None:
     source = database.source()
     with (
         pytest.raises((sa.exc.SQLAlchemyError, ConfigError, SourceUnavailableError)),
-        source._connected() as connection,
+        source._database.connected() as connection,
     ):  # type: ignore[attr-defined]
         connection.execute(sa.text("INSERT INTO parts VALUES (1, 'x', 'x', NULL, NULL)"))
     assert texts(source) == {}
