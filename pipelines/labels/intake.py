@@ -21,7 +21,7 @@ from pipelines.catalog import FORGOTTEN_EXAMPLES, examples, forgotten, insert_or
 from pipelines.fingerprint import text_hash
 from pipelines.labels.examples import Split, Submitted, text_group
 from pipelines.labels.expectations import CANNOT_BE_READ, Candidate, judge, suite_fingerprint
-from pipelines.labels.formats import Reading, read_examples
+from pipelines.labels.reading import Reading, read_examples
 from pipelines.labels.settings import LabelSettings
 from pipelines.labels.splits import check_shares, split_of
 
