@@ -1,10 +1,16 @@
-"""Classification metrics on indicator matrices: boolean arrays (rows, categories), one or several labels a row."""
+"""Metrics and their intervals.
+
+Of classifiers on indicator matrices: boolean arrays (rows, categories), one or several labels a row. Of chat models on
+scores a row: float arrays (rows,), NaN where a row says nothing about the metric.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from pipelines.evaluation.settings import ClassificationMetric as Metric
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,8 +18,6 @@ if TYPE_CHECKING:
 
     Indicators = NDArray[np.bool_]
     Floats = NDArray[np.floating[Any]]
-
-Metric = Literal["macro_f1", "micro_f1", "accuracy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +46,22 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much better the first of two classifiers is on the same rows, with its bootstrap interval."""
+    """How much better the first of two models is on the same rows, with its bootstrap interval."""
 
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A metric of one model, with its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+    rows: int
+    """Rows that say something about it."""
 
 
 def scores(truth: Indicators, predicted: Indicators, categories: Sequence[str]) -> Scores:
@@ -97,15 +112,72 @@ def paired_bootstrap(
     value = score(truth, first, metric) - score(truth, second, metric)
     if not len(truth):
         return Difference(value, value, value)
-    rng = np.random.default_rng(seed)
-    at_once = max(1, 20_000_000 // len(truth))  # 160 MB of weights
-    differences = []
-    for start in range(0, resamples, at_once):
-        count = min(at_once, resamples - start)
-        drawn = rng.multinomial(len(truth), np.full(len(truth), 1 / len(truth)), size=count).astype(np.float64)
-        differences.append(_weighted(truth, first, metric, drawn) - _weighted(truth, second, metric, drawn))
-    low, high = np.quantile(np.concatenate(differences), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Difference(value, float(low), float(high))
+    differences = [
+        _weighted(truth, first, metric, drawn) - _weighted(truth, second, metric, drawn)
+        for drawn in _draws(len(truth), resamples, seed)
+    ]
+    return Difference(value, *_bounds(np.concatenate(differences), confidence))
+
+
+def measured(
+    truth: Indicators,
+    predicted: Indicators,
+    metric: Metric,
+    *,
+    confidence: float = 0.9,
+    resamples: int = 1000,
+    seed: int = 17,
+) -> Measured | None:
+    """One metric of ``predicted`` with its bootstrap interval; None without rows."""
+    import numpy as np
+
+    if not len(truth):
+        return None
+    drawn = [_weighted(truth, predicted, metric, weights) for weights in _draws(len(truth), resamples, seed)]
+    return Measured(score(truth, predicted, metric), *_bounds(np.concatenate(drawn), confidence), len(truth))
+
+
+def measured_rows(
+    values: Floats,
+    weights: Floats | None = None,
+    *,
+    confidence: float = 0.9,
+    resamples: int = 1000,
+    seed: int = 17,
+) -> Measured | None:
+    """Mean of ``values`` (rows,), by ``weights``, with its bootstrap interval; None where no row has a value."""
+    import numpy as np
+
+    there = np.isfinite(values)
+    if not there.any():
+        return None
+    weight = (np.ones(len(values)) if weights is None else weights)[there]
+    drawn = _means(values[there], weight, resamples, seed)
+    value = float(np.average(values[there], weights=weight))
+    return Measured(value, *_bounds(drawn, confidence), int(there.sum()))
+
+
+def paired_bootstrap_rows(
+    first: Floats,
+    second: Floats,
+    weights: Floats | None = None,
+    *,
+    confidence: float = 0.9,
+    resamples: int = 2000,
+    seed: int = 17,
+) -> Difference | None:
+    """Interval of ``mean(first) - mean(second)`` (rows,) on the rows that have both; None where there is none.
+
+    The same bootstrap as ``paired_bootstrap``.
+    """
+    import numpy as np
+
+    both = np.isfinite(first) & np.isfinite(second)
+    if not both.any():
+        return None
+    weight, apart = (np.ones(len(first)) if weights is None else weights)[both], (first - second)[both]
+    value = float(np.average(apart, weights=weight))
+    return Difference(value, *_bounds(_means(apart, weight, resamples, seed), confidence))
 
 
 def expected_calibration_error(confidences: Floats, correct: Indicators, *, bins: int = 15) -> float:
@@ -137,6 +209,33 @@ def best_threshold(truth: Indicators, probabilities: Floats) -> float:
         return 0.5
     good = [float(candidate) for candidate, value in zip(candidates, reached, strict=True) if value == best]
     return good[len(good) // 2]
+
+
+def _draws(rows: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each row is drawn (resamples, rows), in portions that fit the memory."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    at_once = max(1, 20_000_000 // rows)  # 160 MB of weights
+    for start in range(0, resamples, at_once):
+        count = min(at_once, resamples - start)
+        yield rng.multinomial(rows, np.full(rows, 1 / rows), size=count).astype(np.float64)
+
+
+def _means(values: Floats, weights: Floats, resamples: int, seed: int) -> Floats:
+    """Weighted mean of ``values`` in each resample."""
+    import numpy as np
+
+    return np.concatenate(
+        [drawn @ (values * weights) / (drawn @ weights) for drawn in _draws(len(values), resamples, seed)]
+    )
+
+
+def _bounds(drawn: Floats, confidence: float) -> tuple[float, float]:
+    import numpy as np
+
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def _outcomes(truth: Indicators, predicted: Indicators) -> tuple[Indicators, Indicators, Indicators]:
