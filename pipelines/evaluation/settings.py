@@ -9,7 +9,7 @@ from pydantic import Field
 from pipelines.settings import Settings
 
 ClassificationMetric = Literal["macro_f1", "micro_f1", "accuracy"]
-GenerationMetric = Literal["exact_match", "token_f1", "valid_format", "style", "supported", "refusal"]
+GenerationMetric = Literal["exact_match", "token_f1", "valid_format", "style", "supported", "refusal", "stopped"]
 Metric = ClassificationMetric | GenerationMetric
 
 
@@ -43,6 +43,9 @@ class GateSettings(Settings):
         le=1,
         description="A candidate that is surely worse than the champion by more than this on the slice 'regression' is "
         "refused.",
+    )
+    minimum_stopped: float = Field(
+        default=0.8, ge=0, le=1, description="Least share of generated answers that end by themselves."
     )
     maximum_calibration_error: float | None = Field(
         default=None, gt=0, le=1, description="Refuse a classifier whose probabilities are further off than this."

@@ -20,9 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipelines.artifacts import MANIFEST, Artifact, alone, load, seal
 from pipelines.errors import ArtifactError, ConfigError, GateRefusedError, NotBuiltError
-from pipelines.evaluation.gate import decide
-from pipelines.evaluation.metrics import Difference
-from pipelines.evaluation.settings import GateSettings
+from pipelines.evaluation.gate import decided_again
 from pipelines.fingerprint import file_sha256, write_json_atomically
 from pipelines.release.bundle import bundle
 
@@ -129,7 +127,7 @@ def check_gate(gguf: Artifact, adapter: Artifact, report: Artifact, *, use_case:
             f"{adapter.fingerprint} as it is now; materialise evaluation_report again"
         )
     verdict = report.manifest["verdict"]
-    if verdict["passed"] is not _passes(report):
+    if verdict["passed"] is not decided_again(report).passed:
         raise ArtifactError(
             f"the verdict in {report.path / MANIFEST}, passed: {verdict['passed']}, does not follow from the scores in "
             "report.json; materialise evaluation_report again"
@@ -328,20 +326,6 @@ def _find(folder: Path, use_case: str, version: str) -> PublishedVersion:
 def _verified(found: PublishedVersion) -> PublishedVersion:
     load(found.path)
     return found
-
-
-def _passes(report: Artifact) -> bool:
-    """The gate's decision on the scores that the report stores."""
-    try:
-        stored = json.loads((report.path / "report.json").read_text(encoding="utf-8"))["verdict"]
-        difference = stored["difference"]
-        return decide(
-            **{name: stored[name] for name in ("rows", "candidate", "base", "champion")},
-            difference=Difference(**difference),
-            settings=GateSettings.model_validate(report.manifest["settings"]["gate"]),
-        ).passed
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{report.path} holds no verdict that can be checked: {error!r}") from error
 
 
 def _adapter_of(path: Path) -> str:
