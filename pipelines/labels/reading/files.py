@@ -166,11 +166,38 @@ def _parquet(name: str, content: bytes) -> Iterator[Record]:
     try:
         with pq.ParquetFile(pa.BufferReader(content)) as file:
             _once(name, file.schema_arrow.names)
+            named = _class_labels(file.schema_arrow)
             rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(batch_size=_BATCH))
             for number, values in enumerate(rows, start=1):
+                values.update({column: _named(values[column], names) for column, names in named.items()})
                 yield plain_record(number, values)
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise SourceError(f"{name} is not a Parquet file that can be read: {error}") from error
+
+
+def _class_labels(schema: Any) -> dict[str, Sequence[str]]:
+    """Names of labels by column, where Hugging Face's datasets wrote the file: it stores their numbers only."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):  # written by something else
+        return {}
+    found = {}
+    for column in schema.names:
+        feature = features.get(column)
+        if isinstance(feature, dict) and isinstance(feature.get("feature"), dict):  # a list of them
+            feature = feature["feature"]
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+            found[column] = feature["names"]
+    return found
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """A label's number as its name; -1 stands for none."""
+    if isinstance(value, list):
+        return [_named(each, names) for each in value]
+    if not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None
 
 
 def _once(name: str, columns: Sequence[str]) -> None:

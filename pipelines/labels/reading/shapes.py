@@ -134,19 +134,22 @@ class Recogniser:
         return "labels" if column == "label" and column not in columns and "labels" in columns else column
 
     def _shape(self, values: Mapping[str, Any]) -> Shape | None:
-        """The first shape whose columns all have values, or else are all there."""
+        """The shape whose columns are all there, most of them with values; of several the most telling."""
         settings = self._settings
         if settings.shape != "auto":
             return settings.shape
         labelled = (settings.text_column, self._label_column(values))
         shapes: dict[Shape, tuple[str, ...]]
         shapes = {"labelled": labelled, **_COLUMNS} if self._task == "classify" else {**_COLUMNS, "labelled": labelled}
-        for shape, columns in shapes.items():
-            if all(values.get(column) not in (None, "") for column in columns):
-                return shape
+        best: Shape | None = None
+        filled = -1.0
         for shape, columns in shapes.items():
             if all(column in values for column in columns):
-                return shape
+                share = sum(values[column] not in (None, "") for column in columns) / len(columns)
+                if share > filled:
+                    best, filled = shape, share
+        if best is not None:
+            return best
         if self._task == "classify" and any(column in values for column in labelled):
             return "labelled"  # which says what is missing
         return None
@@ -283,7 +286,7 @@ def _preferred(record: Record) -> tuple[list[Message], str | None]:
         raise _UnreadableError("chosen and rejected are answers without a question: give prompt as well, or all turns")
     chosen, rejected = _after(prompt, chosen), _after(prompt, rejected)
     same = rejected[-1].role == "assistant" and rejected[:-1] == chosen[:-1]
-    return chosen, rejected[-1].content if same else None
+    return chosen, rejected[-1].content or None if same else None
 
 
 def _after(prompt: list[Message], turns: list[Message]) -> list[Message]:

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import ConfigError, SourceError, SourceUnavailableError
 from pipelines.labels.examples import Submitted
-from pipelines.labels.formats import read_examples
+from pipelines.labels.reading import read_examples
 from pipelines.labels.settings import LabelSettings
 
 
@@ -124,6 +130,92 @@ def test_given_splits_can_come_from_file_names_and_a_rows_own_split_wins(tmp_pat
     assert {row.text: row.split for row in rows} == {"one": "validation", "two": "test", "three": "train", "four": None}
 
 
+CHAT = [{"role": "user", "content": "Is it dear?"}, {"role": "assistant", "content": "No."}]
+
+
+def write_parquet(path: Path, columns: dict[str, Any], metadata: dict[str, Any] | None = None) -> None:
+    table = pa.table(columns)
+    if metadata is not None:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": metadata}})})
+    pq.write_table(table, path, row_group_size=2)
+
+
+def test_parquet_rows_are_read_with_their_nested_turns_dates_and_nulls(tmp_path: Path) -> None:
+    columns = {
+        "messages": [CHAT, None, CHAT[:1]],
+        "prompt": [None, "Is it blue?", None],
+        "completion": [None, "Yes.", None],
+        "time": pa.array([1_777_636_800_000_000] * 2 + [None], pa.timestamp("us", "UTC")),
+        "price": [Decimal("1.50"), None, None],
+        "score": [float("nan"), 0.5, None],
+        "id": [7, 8, None],
+    }
+    write_parquet(tmp_path / "a.parquet", columns)
+    settings = LabelSettings(url="a.parquet", slice_columns=("price",))
+    nested, pair, broken = read_examples(settings, base=tmp_path, task="generate").rows
+    assert [turn.content for turn in nested.messages] == ["Is it dear?", "No."]
+    assert (nested.location, nested.key, nested.slices) == ("a.parquet:1", "7", ("price=1.50",))
+    assert nested.labelled_at == pair.labelled_at == datetime(2026, 5, 1, 12, tzinfo=UTC)
+    assert [turn.content for turn in pair.messages] == ["Is it blue?", "Yes."]
+    assert json.loads(nested.raw)["score"] is None
+    assert str(broken.problem).startswith("it ends with a turn of the user")
+
+
+def test_numbers_of_labels_in_parquet_become_the_names_that_the_file_gives_them(tmp_path: Path) -> None:
+    label = {"names": ["billing", "shipping"], "_type": "ClassLabel"}
+    features = {"text": {"dtype": "string", "_type": "Value"}, "label": label, "turns": [{"x": label}]}
+    write_parquet(tmp_path / "a.parquet", {"text": ["x", "y", "z"], "label": [1, 0, -1], "n": [1, 2, 3]}, features)
+    rows = read_examples(LabelSettings(url="a.parquet"), base=tmp_path).rows
+    assert [row.labels for row in rows] == [("shipping",), ("billing",), ()]
+    several = {"text": features["text"], "label": {"feature": label, "_type": "List"}}
+    write_parquet(tmp_path / "b.parquet", {"text": ["x"], "label": [[1, 0]]}, several)
+    (row,) = read_examples(LabelSettings(url="b.parquet", multi_label=True), base=tmp_path).rows
+    assert row.labels == ("billing", "shipping")
+    write_parquet(tmp_path / "c.parquet", {"text": ["x"], "label": [1]})
+    (row,) = read_examples(LabelSettings(url="c.parquet"), base=tmp_path).rows
+    assert row.problem == "label holds a number, not a string or a list of strings"
+
+
+def test_a_parquet_file_that_is_broken_is_an_error(tmp_path: Path) -> None:
+    """T13."""
+    with pytest.raises(SourceError, match=r"a.parquet is not a Parquet file that can be read"):
+        read(tmp_path / "a.parquet", b"PAR1 and then nothing")
+    write_parquet(tmp_path / "b.parquet", {"text": ["some text"] * 100, "label": ["a"] * 100})
+    whole = (tmp_path / "b.parquet").read_bytes()
+    with pytest.raises(SourceError, match=r"b.parquet is not a Parquet file that can be read"):
+        read(tmp_path / "b.parquet", whole[:4] + bytes(100) + whole[104:])
+
+
+def test_json_in_csv_cells_is_read(tmp_path: Path) -> None:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["messages", "prompt", "completion", "context"])
+    writer.writerow([json.dumps(CHAT), "", "", "[]"])
+    writer.writerow(["", json.dumps(CHAT[:1]), json.dumps(CHAT[1:]), '["one", "two"]'])
+    writer.writerow(["", "[1] is this a footnote?", "Yes.", "[see below]"])
+    writer.writerow(["[{", "", "", ""])
+    (tmp_path / "a.csv").write_text(buffer.getvalue())
+    rows = read_examples(LabelSettings(url="a.csv"), base=tmp_path, task="generate").rows
+    assert [row.context for row in rows] == [(), ("one", "two"), ("[see below]",), None]
+    assert [[turn.content for turn in row.messages] for row in rows] == [
+        ["Is it dear?", "No."],
+        ["Is it dear?", "No."],
+        ["[1] is this a footnote?", "Yes."],
+        [],
+    ]
+    assert str(rows[3].problem).startswith("messages is no JSON list of turns")
+
+
+def test_a_json_file_is_a_list_of_rows_or_one_row_a_line(tmp_path: Path) -> None:
+    row = {"text": "x", "label": "a"}
+    first, second = read(tmp_path / "a.json", json.dumps([row, 7], indent=1))
+    assert (first.labels, first.location, second.problem) == (("a",), "a.json:1", "a number, not a JSON object")
+    lines = read(tmp_path / "b.json", f"{json.dumps(row)}\n{json.dumps(row)}\n")
+    assert [line.location for line in lines] == ["b.json:1", "b.json:2"]
+    with pytest.raises(SourceError, match=r"c.json is not JSON \(.*; correct it, or write one row a line \(.jsonl\)"):
+        read(tmp_path / "c.json", json.dumps([row, row])[:-5])
+
+
 def test_what_is_not_there_is_an_error_and_never_no_examples(tmp_path: Path) -> None:
     """T13."""
     with pytest.raises(SourceError, match=r"no such folder or file \(labels.url\)"):
@@ -132,7 +224,9 @@ def test_what_is_not_there_is_an_error_and_never_no_examples(tmp_path: Path) -> 
     with pytest.raises(SourceError, match=r"no file in .*labels matches \*\.jsonl, \*\.csv"):
         read_examples(LabelSettings(url="labels"), base=tmp_path)
     (tmp_path / "labels" / "a.xlsx").write_bytes(b"x")
-    with pytest.raises(SourceError, match=r"format '.xlsx' is unknown; allowed: .jsonl, .ndjson, .csv"):
+    with pytest.raises(
+        SourceError, match=r"format '.xlsx' is unknown; allowed: .jsonl, .ndjson, .csv, .parquet, .json"
+    ):
         read_examples(LabelSettings(url="labels", glob=("*",)), base=tmp_path)
     with pytest.raises(ConfigError, match="Protocol not known: nosuch"):
         read_examples(LabelSettings(url="nosuch://bucket/x"), base=tmp_path)
@@ -175,10 +269,14 @@ def test_files_behind_an_fsspec_url_are_read_and_a_missing_folder_there_is_an_er
     files = fsspec.filesystem("memory")
     files.pipe("/inbox/a.jsonl", b'{"text": "from afar", "label": "a"}\n')
     files.pipe("/inbox/deep/b.jsonl", b'{"text": "further", "label": "a"}\n')
+    with files.open("/inbox/deep/c.parquet", "wb") as file:
+        pq.write_table(pa.table({"text": ["columns"], "label": ["a"]}), file)
     reading = read_examples(LabelSettings(url="memory://inbox"), base=Path("/nowhere"))
     assert [(row.location, row.text) for row in reading.rows] == [("a.jsonl:1", "from afar")]
     reading = read_examples(LabelSettings(url="memory://inbox", glob=("**/*.jsonl",)), base=Path("/nowhere"))
     assert reading.files == ("a.jsonl", "deep/b.jsonl")
+    (row,) = read_examples(LabelSettings(url="memory://inbox/deep", glob=("*.parquet",)), base=Path("/nowhere")).rows
+    assert (row.location, row.text) == ("c.parquet:1", "columns")
     (row,) = read_examples(LabelSettings(url="memory://inbox/a.jsonl"), base=Path("/nowhere")).rows
     assert row.location == "a.jsonl:1"
     with pytest.raises(SourceError, match="memory://…@outbox: no such folder"):
