@@ -1,81 +1,44 @@
 """What makes an example acceptable, judged by Great Expectations row by row.
 
 Great Expectations is called directly (dagster-ge stops below 1.0), on one frame of all rows. Each expectation comes
-with the words for people: a kind, then ``: `` and the particulars, so that kinds can be counted.
+with the words for people: a kind, then ``: `` and the particulars, so that kinds can be counted. What takes more than
+a look at a column (languages, personal data, answers' formats) is found out beforehand, for all rows at once; the
+expectation is then that nothing was found.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections import defaultdict
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ConfigError
 from pipelines.fingerprint import fingerprint
-from pipelines.labels.examples import ORIGINS, Split
+from pipelines.labels.answers import breaks_off, format_checker, seems_cut, wrong_turns
+from pipelines.labels.candidate import Candidate, Judgement
+from pipelines.labels.examples import ORIGINS
+from pipelines.labels.relations import AMONG_ALL, RELATION_KINDS, relate
 from pipelines.labels.settings import Expectation, LabelSettings
 from pipelines.prompt import AnswerFormat, Message
 from pipelines.training.settings import Task
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pandas as pd
+
+__all__ = ["CANNOT_BE_READ", "RELATION_KINDS", "Candidate", "Judgement", "judge", "suite_fingerprint"]
 
 CANNOT_BE_READ = "cannot be read"
 """Kind of the reason that no other expectation can outweigh."""
 
-_SUITE = 1  # raise it when the expectations below change: everything is then judged again
-_RELATIONS = {
-    "outranked": "same text labelled by a more trusted origin",
-    "contradicted": "same text with another label",
-    "other_split": "its group is in another split",
-    "copy": "same text and labels as an earlier row",
-}
-RELATION_KINDS = frozenset(_RELATIONS.values())
-"""Kinds of reasons and warnings that are relations between rows: they hold only among the rows that were judged."""
-
+_SUITE = 2  # raise it when the expectations below change: everything is then judged again
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
+_COMPARES_ROWS = ("_unique", "_increasing", "_decreasing", "_z_scores")
 
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """An example to judge."""
-
-    text: str
-    labels: tuple[str, ...]
-    group: str
-    names_group: bool
-    """Whether the row itself says what it belongs to."""
-    split: Split
-    origin: str
-    author: str | None
-    location: str
-    problem: str | None
-    """Why it cannot be read."""
-    messages: tuple[Message, ...] = ()
-    """A chat, its last turn the assistant's; empty for a text with labels."""
-    rejected: str | None = None
-    """The answer that was preferred less."""
-    context: tuple[str, ...] | None = None
-    """What had been retrieved for the last question."""
-    judged: Judgement | None = None
-    """A verdict on the row by itself that still holds: only its relations to other rows are judged anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What the expectations say of one row."""
-
-    reasons: list[str]
-    """Against it, in plain words: a kind, or ``kind: particulars``; none means accepted."""
-    warnings: list[str]
-    """Worth a look, and accepted all the same."""
-    masked: Candidate | None
-    """What to keep instead: the row with personal data and secrets replaced by their kinds; None where it stays."""
+CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +48,38 @@ class _Rule:
     expectation: str
     arguments: Mapping[str, Any]
     reason: Callable[[int], str]
+    warns: bool = False
+    """Whether a row that does not meet it is accepted all the same."""
+    title: str | None = None
+    """What Data Docs call it, where the expectation's own words say too little."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What was found out about each row beforehand; None where nothing speaks against it."""
+
+    columns: dict[str, list[str | None]]
+    masked: list[Candidate | None]
 
 
 def suite_fingerprint(
     settings: LabelSettings, *, task: Task = "classify", answer_format: AnswerFormat | None = None
 ) -> str:
     """What the verdicts depend on (64 hex digits); another one means that everything is judged again."""
-    fields = {"multi_label", "minimum_characters", "maximum_characters", "expectations"}
+    fields = {
+        *(
+            "multi_label",
+            "minimum_characters",
+            "maximum_characters",
+            "minimum_tokens",
+            "maximum_tokens",
+            "expectations",
+        ),
+        *("languages", "personal_data", "phone_countries", "secrets", "near_duplicates"),
+    }
     categories = None if settings.categories is None else sorted(settings.categories)
-    return fingerprint(_SUITE, categories, settings.model_dump(mode="json", include=fields))
+    wanted = None if answer_format is None else answer_format.model_dump(mode="json")
+    return fingerprint(_SUITE, task, wanted, categories, settings.model_dump(mode="json", include=fields))
 
 
 def judge(
@@ -102,98 +88,351 @@ def judge(
     *,
     task: Task = "classify",
     answer_format: AnswerFormat | None = None,
-    count_tokens: Callable[[Sequence[str]], Sequence[int]] | None = None,
+    count_tokens: CountTokens | None = None,
     docs: Path | None = None,
 ) -> list[Judgement]:
-    """For each row what speaks against it.
+    """For each row what speaks against it, what is worth a look, and what to keep instead of it.
 
-    ``rows`` are in the order in which they came: of copies the first is accepted. A human's label beats a rule's, and a
-    rule's a model's; where equals contradict each other on a single-label text, all of its rows are refused, because
-    nobody knows the right one.
+    Args:
+        settings: what is expected.
+        rows: in the order in which they came. One that brings a verdict (``judged``) keeps it; its relations to the
+            others are judged anew, and reasons and warnings of ``RELATION_KINDS`` must have been taken out.
+        task: which suite judges: texts with labels, or chats.
+        answer_format: what a chat's answer has to look like.
+        count_tokens: tokens of texts; without it nothing is counted, and limits in tokens hold for nobody.
+        docs: folder of the Data Docs that this run is added to; see ``pipelines.labels.datadocs``.
 
     Raises:
-        ConfigError: an expectation of the settings does not exist, or does not take its arguments.
+        ConfigError: an expectation, language, country or schema of the settings does not exist, or an expectation does
+            not take its arguments.
     """
-    reasons: list[list[str]] = [[] for _ in rows]
+    judgements = [
+        Judgement([], [], None)
+        if row.judged is None
+        else Judgement(list(row.judged.reasons), list(row.judged.warnings), row.judged.masked)
+        for row in rows
+    ]
     if not rows:
         return []
-    _validate(_frame(settings, rows), _rules(settings, rows), reasons)
-    for row, against in zip(rows, reasons, strict=True):
-        if row.problem is not None:
-            against[:] = [f"{CANNOT_BE_READ}: {row.problem}"]
-    sound = [place for place, against in enumerate(reasons) if not against]
+    results: dict[str, Any] = {}
+    fresh = [place for place, row in enumerate(rows) if row.judged is None]
+    if fresh:
+        own = [rows[place] for place in fresh]
+        verdicts = [judgements[place] for place in fresh]
+        found = _look(settings, own, task, answer_format)
+        frame = _frame(settings, own, found, task, count_tokens)
+        rules = _text_rules(settings, own, found) if task == "classify" else _chat_rules(settings, own, found, frame)
+        rules += [_own_rule(expectation) for expectation in settings.expectations if not _among_all(expectation)]
+        results["examples"] = _validate("examples", frame, rules, verdicts)
+        for place, row, verdict, masked in zip(fresh, own, verdicts, found.masked, strict=True):
+            if row.problem is not None:
+                verdict.reasons[:] = [f"{CANNOT_BE_READ}: {row.problem}"]
+                verdict.warnings.clear()
+            elif masked is not None:
+                judgements[place] = replace(verdict, masked=masked)
+    sound = [place for place, judgement in enumerate(judgements) if not judgement.reasons]
     if sound:
-        among: list[list[str]] = [[] for _ in sound]
-        _validate_relations(settings, [rows[place] for place in sound], among)
-        for place, against in zip(sound, among, strict=True):
-            reasons[place] = against
-    return [Judgement(against, [], None) for against in reasons]
+        as_kept = [judgements[place].masked or rows[place] for place in sound]
+        verdicts = [judgements[place] for place in sound]
+        results["relations"] = _validate_relations(settings, as_kept, task, count_tokens, verdicts)
+    if docs is not None:
+        from pipelines.labels.datadocs import write_docs
+
+        write_docs(docs, results)
+    return judgements
 
 
-def _frame(settings: LabelSettings, rows: Sequence[Candidate]) -> pd.DataFrame:
+def _look(settings: LabelSettings, rows: Sequence[Candidate], task: Task, answer_format: AnswerFormat | None) -> _Found:
+    """What columns alone do not show."""
+    columns: dict[str, list[str | None]] = {"unknown_labels": [_unknown_labels(settings, row) for row in rows]}
+    masked: list[Candidate | None] = [None] * len(rows)
+    readable = [place for place, row in enumerate(rows) if row.problem is None]
+    if task == "generate":
+        check = format_checker(answer_format) if answer_format is not None else None
+        columns |= {name: [None] * len(rows) for name in ("roles", "unclosed", "cut", "format")}
+        for place in readable:
+            answer = rows[place].answer
+            columns["roles"][place] = wrong_turns(rows[place].messages)
+            columns["unclosed"][place] = breaks_off(answer)
+            columns["cut"][place] = seems_cut(answer)
+            columns["format"][place] = check(answer) if check is not None and answer.strip() else None
+    if settings.languages is not None:
+        columns["language"] = [None] * len(rows)
+        for place, said in zip(
+            readable, _other_languages(settings.languages, [rows[p] for p in readable]), strict=True
+        ):
+            columns["language"][place] = said
+    _screen(settings, rows, readable, columns, masked)
+    return _Found(columns, masked)
+
+
+def _parts(row: Candidate) -> list[tuple[str, str]]:
+    """Where a row holds text, and the text."""
+    if not row.messages:
+        return [("text", row.text)]
+    parts = [("system" if turn.role == "system" else "prompt", turn.content) for turn in row.messages[:-1]]
+    parts += [("answer", row.answer)]
+    parts += [("rejected answer", row.rejected)] if row.rejected is not None else []
+    return parts + [("context", text) for text in row.context or ()]
+
+
+def _screen(
+    settings: LabelSettings,
+    rows: Sequence[Candidate],
+    readable: Sequence[int],
+    columns: dict[str, list[str | None]],
+    masked: list[Candidate | None],
+) -> None:
+    """Look for personal data and secrets; say what stands where, and mask it where that is wanted."""
+    from pipelines.labels.detectors import Finding, find_personal_data, find_secrets, mask
+
+    def secrets(texts: Sequence[str]) -> list[tuple[Finding, ...]]:
+        return find_secrets(texts) if settings.secrets != "off" else [()] * len(texts)
+
+    def personal(texts: Sequence[str]) -> list[tuple[Finding, ...]]:
+        if settings.personal_data == "off":
+            return [()] * len(texts)
+        return find_personal_data(texts, phone_countries=settings.phone_countries)
+
+    def cleaned(text: str) -> str:
+        if settings.secrets == "mask":
+            text = mask(text, secrets([text])[0])
+        return mask(text, personal([text])[0]) if settings.personal_data == "mask" else text
+
+    parts = [(place, where, text) for place in readable for where, text in _parts(rows[place])]
+    texts = [text for _, _, text in parts]
+    to_mask: set[int] = set()
+    for column, handling, found in (
+        ("personal_data", settings.personal_data, personal(texts)),
+        ("secrets", settings.secrets, secrets(texts)),
+    ):
+        said: dict[int, dict[str, None]] = {}
+        for (place, where, _), findings in zip(parts, found, strict=True):
+            for finding in findings:
+                said.setdefault(place, {})[f"{finding.kind} in the {where}"] = None
+        columns[column] = [None] * len(rows)
+        for place, kinds in said.items():
+            columns[column][place] = ", ".join(kinds)
+        to_mask |= said.keys() if handling == "mask" else set()
+    for place in to_mask:
+        row = rows[place]
+        masked[place] = replace(
+            row,
+            text=cleaned(row.text),
+            messages=tuple(Message(turn.role, cleaned(turn.content)) for turn in row.messages),
+            rejected=None if row.rejected is None else cleaned(row.rejected),
+            context=None if row.context is None else tuple(cleaned(text) for text in row.context),
+        )
+
+
+_FENCED = re.compile(r"```.*?(?:```|$)|`[^`]*`|https?://\S+", re.DOTALL)
+_TELLING = 20  # letters from which a language can be told
+_SURE = 0.5
+
+
+def _other_languages(allowed: Sequence[str], rows: Sequence[Candidate]) -> list[str | None]:
+    """The language of a text, a chat's last question or its answer, where it is surely none of the allowed."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    unknown = sorted(set(allowed) - set(identifier.labels))
+    if unknown:
+        raise ConfigError(
+            f"labels.languages: {unknown[0]!r} is not recognised; there are {', '.join(sorted(identifier.labels))}"
+        )
+
+    def other(text: str) -> str | None:
+        text = _FENCED.sub(" ", text[:600])[:300]
+        if sum(map(str.isalpha, text)) < _TELLING or text.lstrip()[:1] in ("{", "[", "<"):
+            return None
+        language, sure = identifier.classify(text)
+        return str(language) if language not in allowed and sure >= _SURE else None
+
+    said = []
+    for row in rows:
+        places = [("text", row.text)]
+        if row.messages:
+            places = [("prompt", turn.content) for turn in row.messages[-2:-1]] + [("answer", row.answer)]
+        found = [(other(text), where) for where, text in places]
+        said.append(", ".join(f"{language} in the {where}" for language, where in found if language) or None)
+    return said
+
+
+def _frame(
+    settings: LabelSettings,
+    rows: Sequence[Candidate],
+    found: _Found | None,
+    task: Task,
+    count_tokens: CountTokens | None,
+) -> pd.DataFrame:
     import pandas as pd
 
-    texts: dict[str, list[str | None]] = {
-        "text": [row.text or None for row in rows],
-        "label": ["; ".join(row.labels) or None for row in rows],
+    texts: dict[str, list[str | None]] = {}
+    whole = [row.text for row in rows]
+    if task == "classify":
+        texts["text"] = [row.text or None for row in rows]
+        texts["label"] = ["; ".join(row.labels) or None for row in rows]
+    else:
+        whole = [f"{row.text}{row.answer}" for row in rows]
+        texts["prompt"] = [row.text or None for row in rows]
+        texts["answer"] = [row.answer or None for row in rows]
+        texts["system"] = [
+            "\n".join(turn.content for turn in row.messages if turn.role == "system") or None for row in rows
+        ]
+        texts["rejected"] = [row.rejected for row in rows]
+    texts |= {
         "group": [row.group if row.names_group else None for row in rows],
         "origin": [row.origin for row in rows],
         "author": [row.author for row in rows],
-        "unknown_labels": [_unknown_labels(settings, row) for row in rows],
         "problem": [row.problem for row in rows],
     }
+    texts |= found.columns if found is not None else {}
     frame = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in texts.items()})
-    frame["characters"] = [len(row.text) for row in rows]
-    frame["labels"] = [len(row.labels) for row in rows]
+    frame["characters"] = pd.Series([len(text) or None for text in whole], dtype=float)
+    frame["turns" if task == "generate" else "labels"] = [len(row.messages or row.labels) for row in rows]
+    frame["tokens"] = pd.Series(_tokens(settings, rows, count_tokens), dtype=float)
     return frame
 
 
-def _rules(settings: LabelSettings, rows: Sequence[Candidate]) -> list[_Rule]:
-    shortest, longest = settings.minimum_characters, settings.maximum_characters
+def _tokens(settings: LabelSettings, rows: Sequence[Candidate], count_tokens: CountTokens | None) -> list[int | None]:
+    """Tokens of each row, turns and answer together; None where no expectation depends on the number."""
+    if count_tokens is None:
+        return [None] * len(rows)
+    texts = ["\n".join(turn.content for turn in row.messages) if row.messages else row.text for row in rows]
+    asked = any("tokens" in map(str, expectation.arguments.values()) for expectation in settings.expectations)
+    longest = settings.maximum_tokens
+    counted = [  # a token is a byte at least
+        place
+        for place, text in enumerate(texts)
+        if asked
+        or settings.minimum_tokens > 1
+        or (longest is not None and len(text) * 4 > longest < len(text.encode()))
+    ]
+    tokens: list[int | None] = [None] * len(rows)
+    for place, number in zip(counted, count_tokens([texts[place] for place in counted]), strict=True):
+        tokens[place] = int(number)
+    return tokens
 
-    def say(reason: str) -> Callable[[int], str]:
-        return lambda _: reason
 
+def _say(reason: str) -> Callable[[int], str]:
+    return lambda _: reason
+
+
+def _nothing_in(column: str, kind: str, found: _Found, *, warns: bool = False, title: str | None = None) -> _Rule:
+    """That nothing was found which ``column`` would name."""
+    values = found.columns[column]
+    return _Rule(
+        "expect_column_values_to_be_null",
+        {"column": column},
+        lambda i: f"{kind}: {values[i]}",
+        warns,
+        title or f"no {kind}",
+    )
+
+
+def _text_rules(settings: LabelSettings, rows: Sequence[Candidate], found: _Found) -> list[_Rule]:
     rules = [
-        _Rule("expect_column_values_to_be_null", {"column": "problem"}, say(CANNOT_BE_READ)),
-        _Rule("expect_column_values_to_not_be_null", {"column": "text"}, say("no text")),
-        _Rule("expect_column_values_to_match_regex", {"column": "text", "regex": r"\S"}, say("only whitespace")),
-        _Rule(
-            "expect_column_value_lengths_to_be_between",
-            {"column": "text", "min_value": shortest},
-            lambda i: f"shorter than {shortest} characters: {len(rows[i].text)}",
-        ),
-        _Rule(
-            "expect_column_value_lengths_to_be_between",
-            {"column": "text", "max_value": longest},
-            lambda i: f"longer than {longest} characters: {len(rows[i].text)}",
-        ),
+        _Rule("expect_column_values_to_be_null", {"column": "problem"}, _say(CANNOT_BE_READ), title="can be read"),
+        *_not_empty("text", "no text"),
+        *_lengths(settings, lambda i: len(rows[i].text)),
         _Rule(
             "expect_column_values_to_not_match_regex",
             {"column": "text", "regex": _CONTROL},
-            say("control characters or undecodable bytes in the text"),
+            _say("control characters or undecodable bytes in the text"),
         ),
-        _Rule(
-            "expect_column_values_to_be_null",
-            {"column": "unknown_labels"},
-            lambda i: f"label outside the categories: {_unknown_labels(settings, rows[i])}",
-        ),
-        _Rule(
-            "expect_column_values_to_be_in_set",
-            {"column": "origin", "value_set": list(ORIGINS)},
-            lambda i: f"origin is not one of {', '.join(ORIGINS)}: {rows[i].origin!r}",
-        ),
+        _nothing_in("unknown_labels", "label outside the categories", found),
+        *_of_both(settings, rows, found),
     ]
     if not settings.multi_label:
         rules += [
-            _Rule("expect_column_values_to_not_be_null", {"column": "label"}, say("no label")),
+            _Rule("expect_column_values_to_not_be_null", {"column": "label"}, _say("no label")),
             _Rule(
                 "expect_column_values_to_be_between",
                 {"column": "labels", "max_value": 1},
                 lambda i: f"several labels where one is allowed: {', '.join(rows[i].labels)}",
             ),
         ]
-    return [*rules, *(_own_rule(expectation) for expectation in settings.expectations)]
+    return rules
+
+
+def _chat_rules(settings: LabelSettings, rows: Sequence[Candidate], found: _Found, frame: pd.DataFrame) -> list[_Rule]:
+    characters = frame["characters"].fillna(0).astype(int).to_list()
+    return [
+        _Rule("expect_column_values_to_be_null", {"column": "problem"}, _say(CANNOT_BE_READ), title="can be read"),
+        *_not_empty("prompt", "no prompt"),
+        *_not_empty("answer", "no answer"),
+        *_lengths(settings, lambda i: characters[i]),
+        *(
+            _Rule(
+                "expect_column_values_to_not_match_regex",
+                {"column": column, "regex": _CONTROL},
+                _say(f"control characters or undecodable bytes in the {column}"),
+            )
+            for column in ("prompt", "answer", "system", "rejected")
+        ),
+        _nothing_in("roles", "wrong roles or turns", found),
+        _nothing_in("unclosed", "answer breaks off", found),
+        _nothing_in("cut", "answer seems cut, it ends with", found, warns=True, title="no answer that seems cut"),
+        _nothing_in("format", "answer misses its format", found),
+        *_of_both(settings, rows, found),
+    ]
+
+
+def _not_empty(column: str, reason: str) -> tuple[_Rule, _Rule]:
+    only = "only whitespace" if column == "text" else f"only whitespace in the {column}"
+    return (
+        _Rule("expect_column_values_to_not_be_null", {"column": column}, _say(reason)),
+        _Rule("expect_column_values_to_match_regex", {"column": column, "regex": r"\S"}, _say(only)),
+    )
+
+
+def _lengths(settings: LabelSettings, characters: Callable[[int], int]) -> tuple[_Rule, _Rule]:
+    shortest, longest = settings.minimum_characters, settings.maximum_characters
+    return (
+        _Rule(
+            "expect_column_values_to_be_between",
+            {"column": "characters", "min_value": shortest},
+            lambda i: f"shorter than {shortest} characters: {characters(i)}",
+        ),
+        _Rule(
+            "expect_column_values_to_be_between",
+            {"column": "characters", "max_value": longest},
+            lambda i: f"longer than {longest} characters: {characters(i)}",
+        ),
+    )
+
+
+def _of_both(settings: LabelSettings, rows: Sequence[Candidate], found: _Found) -> list[_Rule]:
+    rules = [
+        _Rule(
+            "expect_column_values_to_be_in_set",
+            {"column": "origin", "value_set": list(ORIGINS)},
+            lambda i: f"origin is not one of {', '.join(ORIGINS)}: {rows[i].origin!r}",
+        ),
+        _Rule(
+            "expect_column_values_to_be_between",
+            {"column": "tokens", "min_value": settings.minimum_tokens},
+            _say(f"fewer than {settings.minimum_tokens} tokens"),
+        ),
+    ]
+    if settings.maximum_tokens is not None:
+        rules.append(
+            _Rule(
+                "expect_column_values_to_be_between",
+                {"column": "tokens", "max_value": settings.maximum_tokens},
+                _say(f"more than {settings.maximum_tokens} tokens"),
+            )
+        )
+    if "language" in found.columns:
+        rules.append(_nothing_in("language", "another language", found))
+    for column, handling, kind in (
+        ("personal_data", settings.personal_data, "personal data"),
+        ("secrets", settings.secrets, "secret"),
+    ):
+        if handling != "off":
+            said = f"{kind} masked" if handling == "mask" else kind
+            rules.append(_nothing_in(column, said, found, warns=handling != "quarantine", title=f"no {kind}"))
+    return rules
 
 
 def _unknown_labels(settings: LabelSettings, row: Candidate) -> str | None:
@@ -202,68 +441,59 @@ def _unknown_labels(settings: LabelSettings, row: Candidate) -> str | None:
     return ", ".join(repr(label) for label in row.labels if label not in settings.categories) or None
 
 
+def _among_all(expectation: Expectation) -> bool:
+    """Whether what it says of a row depends on the others."""
+    compares = any(word in expectation.expectation for word in _COMPARES_ROWS)
+    return compares or expectation.arguments.get("mostly", 1) != 1
+
+
 def _own_rule(expectation: Expectation) -> _Rule:
     arguments = ", ".join(f"{name}={value!r}" for name, value in expectation.arguments.items())
-    return _Rule(
-        expectation.expectation, expectation.arguments, lambda _: f"{expectation.expectation} is not met: {arguments}"
-    )
+    reason = f"{expectation.expectation} is not met: {arguments}"
+    if _among_all(expectation):
+        reason = f"{AMONG_ALL}: {expectation.expectation}, {arguments}"
+    return _Rule(expectation.expectation, expectation.arguments, _say(reason))
 
 
-def _validate_relations(settings: LabelSettings, rows: Sequence[Candidate], reasons: list[list[str]]) -> None:
+def _validate_relations(
+    settings: LabelSettings,
+    rows: Sequence[Candidate],
+    task: Task,
+    count_tokens: CountTokens | None,
+    verdicts: Sequence[Judgement],
+) -> Any:
     """What rows that are sound one by one are to each other."""
     import pandas as pd
 
-    most_trusted: dict[str, Candidate] = {}
-    for row in rows:
-        best = most_trusted.setdefault(row.text.strip(), row)
-        if ORIGINS.index(row.origin) < ORIGINS.index(best.origin):
-            most_trusted[row.text.strip()] = row
-    said: dict[str, dict[tuple[str, ...], str]] = defaultdict(dict)
-    for row in rows:
-        if row.origin == most_trusted[row.text.strip()].origin:
-            said[row.text.strip()].setdefault(row.labels, row.location)
-    columns: dict[str, list[str | None]] = {name: [None] * len(rows) for name in _RELATIONS}
-    splits: dict[str, Candidate] = {}
-    first: dict[str, dict[tuple[str, ...], str]] = defaultdict(dict)
-    for place, row in enumerate(rows):
-        text = row.text.strip()
-        best, in_split = most_trusted[text], splits.get(row.group, row)
-        others = [f"{', '.join(labels)} at {where}" for labels, where in said[text].items() if labels != row.labels]
-        if row.origin != best.origin:
-            columns["outranked"][place] = f"{best.origin} at {best.location}"
-        elif others and not settings.multi_label:
-            columns["contradicted"][place] = "; ".join(others)
-        elif in_split.split != row.split:
-            columns["other_split"][place] = f"{row.split} here, {in_split.split} at {in_split.location}"
-        elif row.labels in first[text]:
-            columns["copy"][place] = first[text][row.labels]
-        else:
-            first[text][row.labels] = row.location
-            splits.setdefault(row.group, row)
-
-    def rule(name: str) -> _Rule:
-        arguments = {"column": name}
-        return _Rule("expect_column_values_to_be_null", arguments, lambda i: f"{_RELATIONS[name]}: {columns[name][i]}")
-
-    frame = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
-    _validate(frame, [rule(name) for name in columns], reasons)
+    among_all = [expectation for expectation in settings.expectations if _among_all(expectation)]
+    frame = _frame(settings, rows, None, task, count_tokens) if among_all else pd.DataFrame()
+    relations = relate(settings, rows, task)
+    found = _Found({name: relation.particulars for name, relation in relations.items()}, [])
+    for name, values in found.columns.items():
+        frame[name] = pd.Series(values, dtype=object)
+    rules = [_nothing_in(name, each.kind, found, warns=each.warns) for name, each in relations.items()]
+    return _validate("relations", frame, [*rules, *map(_own_rule, among_all)], verdicts)
 
 
-def _validate(frame: pd.DataFrame, rules: Sequence[_Rule], reasons: list[list[str]]) -> None:
-    """Run ``rules`` over ``frame`` in one validation, and note against each row the rules that it does not meet."""
+def _validate(name: str, frame: pd.DataFrame, rules: Sequence[_Rule], verdicts: Sequence[Judgement]) -> Any:
+    """Run ``rules`` over ``frame`` in one validation, and note of each row the rules that it does not meet.
+
+    Returns the result and its suite.
+    """
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when the library is imported
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
-    suite = gx.ExpectationSuite(name="examples")
+    suite = gx.ExpectationSuite(name=name)
     for number, rule in enumerate(rules):
         suite.add_expectation(_expectation(rule, number))
     asset = context.data_sources.add_pandas("examples").add_dataframe_asset("examples")
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
     wanted = {"result_format": "COMPLETE", "include_unexpected_rows": False, "return_unexpected_index_query": False}
-    results: list[Any] = batch.validate(suite, result_format=wanted).results
+    validated = batch.validate(suite, result_format=wanted)
+    results: list[Any] = validated.results
     by_rule = {result.expectation_config.meta["rule"]: result for result in results}  # they come in another order
     for number, rule in enumerate(rules):
         result = by_rule.get(number)
@@ -276,7 +506,9 @@ def _validate(frame: pd.DataFrame, rules: Sequence[_Rule], reasons: list[list[st
             )
         if not result.success:  # where `mostly` tolerates rows, it succeeds
             for place in result.result["unexpected_index_list"]:
-                reasons[place].append(rule.reason(place))
+                verdict = verdicts[place]
+                (verdict.warnings if rule.warns else verdict.reasons).append(rule.reason(place))
+    return validated, suite
 
 
 def _error(exception_info: Mapping[str, Any]) -> str:
@@ -304,9 +536,11 @@ def _expectation(rule: _Rule, number: int) -> Any:
             f"labels.expectations: {rule.expectation!r} is no expectation that judges single rows{hint}; "
             f"there are: {', '.join(known)}"
         )
-    kind = get_expectation_impl(rule.expectation)
+    kind: Any = get_expectation_impl(rule.expectation)
     try:
-        return kind(**rule.arguments, meta={"rule": number})
+        words = {"description": rule.title} if rule.title else {}
+        severity = "warning" if rule.warns else "critical"
+        return kind(**rule.arguments, **words, severity=severity, meta={"rule": number})
     except (ValidationError, TypeError) as error:
         general = {"id", "meta", "notes", "result_format", "description", "catch_exceptions", "rendered_content"}
         takes = sorted(set(kind.__fields__) - general - {"batch_id", "severity", "windows"})

@@ -21,8 +21,10 @@ class Expectation(Settings):
     expectation: str = Field(min_length=1, description="Snake-case name, e.g. expect_column_values_to_not_match_regex.")
     arguments: dict[str, Any] = Field(
         default={},
-        description="Its keyword arguments. Columns are text, label (several joined by '; '), group (null where the "
-        "row names none), origin, author, characters.",
+        description="Its keyword arguments. Columns are text and label (several joined by '; ') where a model "
+        "classifies, and prompt (the turns before the answer), answer, system, rejected, turns where it generates; "
+        "with both group (null where the row names none), origin, author, characters, tokens. With mostly, or about "
+        "uniqueness, it is judged among all rows that are good otherwise.",
     )
 
 
@@ -88,8 +90,12 @@ class LabelSettings(Settings):
     file_splits: dict[str, Literal["train", "validation", "test"]] = Field(
         default={}, description="Files whose rows all have a given split: glob of the file name to the split."
     )
-    minimum_characters: int = Field(default=8, ge=1, description="Shorter texts are quarantined.")
-    maximum_characters: int = Field(default=4000, ge=1, description="Longer texts are quarantined.")
+    minimum_characters: int = Field(
+        default=8, ge=1, description="Shorter texts are quarantined; of a chat prompt and answer count together."
+    )
+    maximum_characters: int = Field(
+        default=4000, ge=1, description="Longer texts are quarantined; of a chat prompt and answer count together."
+    )
     minimum_tokens: int = Field(default=1, ge=1, description="Fewer tokens than this, answer and all: quarantined.")
     maximum_tokens: int | None = Field(
         default=None,
@@ -100,12 +106,17 @@ class LabelSettings(Settings):
     languages: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
-        description="Allowed languages (ISO 639-1, such as en, de); null: any. Texts too short to tell pass.",
+        description="Allowed languages (ISO 639-1, such as en, de) of texts, and of a chat's last question and answer; "
+        "null: any. Texts too short to tell pass.",
     )
     personal_data: Handling = Field(
         default="flag",
         description="E-mail addresses, telephone, card and account numbers and the like: off, flag (a warning), mask "
         "(replaced by their kind), or quarantine.",
+    )
+    phone_countries: tuple[str, ...] = Field(
+        default=("US", "GB"),
+        description="Countries (ISO 3166, such as US, DE) whose telephone numbers are recognised without a leading +.",
     )
     secrets: Handling = Field(
         default="quarantine", description="Keys, tokens, passwords: off, flag, mask, or quarantine."

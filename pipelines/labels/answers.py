@@ -1,0 +1,127 @@
+"""Whether a chat is complete and its answer ends as answers do, in the format that the use case asks for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+from pipelines.errors import ConfigError
+from pipelines.prompt import AnswerFormat, Message, Role
+
+_FENCE = re.compile(r"^[ \t>]*(```|~~~)", re.MULTILINE)
+_CUT_CHARACTERS = ",;:([{-–—/&+="
+_CUT_WORDS = re.compile(  # no sentence ends with these
+    r"\s(?:a|an|the|and|or|but|of|with|from|into|because|whereas|if|than|every|und|oder|aber|der|den|dem|das|ein|eine|einen"
+    r"|mit|von|weil|et|ou|le|les|des|une|avec|el|los|las|una|que)$"
+)
+_CLOSING = re.compile(r"[.!?…。！？।؟][\"'”’»)\]*_`]*$")
+_MARKUP = re.compile(r"```|~~~|^\s*(?:[-*•|]|\d+[.)])\s|^\s*[\[{<]|https?://\S+$", re.MULTILINE)
+
+
+def wrong_turns(messages: Sequence[Message]) -> str | None:
+    """What is wrong with roles and turns; None where a chat alternates and ends with an answer."""
+    roles = [message.role for message in messages]
+    unknown = [role for role in roles if role not in get_args(Role)]
+    if unknown:
+        return f"role {unknown[0]!r}; there are {', '.join(get_args(Role))}"
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    wanted = ["user" if number % 2 == 0 else "assistant" for number in range(len(turns))]
+    if turns != wanted:
+        at = next(number for number, pair in enumerate(zip(turns, wanted, strict=True)) if pair[0] != pair[1])
+        return f"turn {at + 1 + len(roles) - len(turns)} is the {turns[at]}'s where the {wanted[at]}'s is due"
+    if not turns or turns[-1] != "assistant":
+        return f"the last turn is the {turns[-1]}'s" if turns else "no turns"
+    empty = next((number for number, message in enumerate(messages[:-1], 1) if not message.content.strip()), None)
+    return None if empty is None else f"turn {empty} is empty"
+
+
+def breaks_off(answer: str) -> str | None:
+    """What an answer leaves open, surely."""
+    if len(_FENCE.findall(answer)) % 2:
+        return "unclosed code fence"
+    text = answer.strip()
+    if text[:1] in ("{", "[") and not _is_json(text):
+        quoted, escaped, depth = False, False, 0
+        for character in text:
+            if escaped:
+                escaped = False
+            elif character == "\\":
+                escaped = quoted
+            elif character == '"':
+                quoted = not quoted
+            elif not quoted:
+                depth += (character in "{[") - (character in "}]")
+        if depth > 0:
+            return f"{depth} unclosed brackets" if depth > 1 else "unclosed bracket"
+    return None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def seems_cut(answer: str) -> str | None:
+    """What an answer ends with that ends no sentence."""
+    text = answer.rstrip()
+    if text.endswith(("```", "~~~")):
+        return None
+    if text[-1:] and text[-1] in _CUT_CHARACTERS and not text.endswith(("---", ":-)", ":)", "++")):
+        return repr(text[-1])
+    word = _CUT_WORDS.search(text)
+    return repr(word[0].strip()) if word else None
+
+
+def ends_open(answer: str) -> bool | None:
+    """Whether a sentence ends without punctuation; None where it is no prose, or too short to need any."""
+    text = answer.rstrip()
+    if len(text) < 40 or _MARKUP.search(text):
+        return None
+    return not _CLOSING.search(text)
+
+
+def format_checker(answer_format: AnswerFormat) -> Callable[[str], str | None]:
+    """Says of an answer how it misses the format, without quoting it.
+
+    Raises:
+        ConfigError: the schema is not a JSON Schema, or refers to another that is not in it.
+    """
+    if answer_format.regex is not None:
+        pattern = re.compile(answer_format.regex)
+        return lambda answer: None if pattern.fullmatch(answer) else f"not matched by {answer_format.regex}"
+    from jsonschema import SchemaError
+    from jsonschema.exceptions import best_match
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+
+    schema: dict[str, Any] = answer_format.json_schema or {}
+    kind = validator_for(schema)
+    try:
+        kind.check_schema(schema)
+    except SchemaError as error:
+        raise ConfigError(f"answer_format.json_schema is no JSON Schema: {error.json_path}: {error.message}") from error
+    validator = kind(schema, registry=Registry(), format_checker=kind.FORMAT_CHECKER)  # fetches nothing
+
+    def check(answer: str) -> str | None:
+        try:
+            value = json.loads(answer)
+        except ValueError as error:
+            return f"not JSON, {error}"
+        try:
+            worst = best_match(validator.iter_errors(value))
+        except Unresolvable as missing:
+            raise ConfigError(f"answer_format.json_schema: {missing}; put the schema under $defs") from missing
+        if worst is None:
+            return None
+        wanted = worst.message  # of what is missing; others quote the value
+        if worst.validator != "required":
+            wanted = f"{worst.validator} {json.dumps(worst.validator_value, ensure_ascii=False)}"
+        return f"{worst.json_path} is not as the schema wants it, {wanted[:120]}"
+
+    return check
