@@ -38,19 +38,19 @@ def open_files(url: str, patterns: Sequence[str], base: Path) -> Iterator[tuple[
         suffix = PurePosixPath(name).suffix.lower()
         if suffix not in FORMATS:
             raise SourceError(f"{name}: format {suffix!r} is unknown; allowed: {', '.join(FORMATS)} (labels.glob)")
-        yield name, _records(FORMATS[suffix], name, content, shown)
+        yield name, _records(FORMATS[suffix], name, content, url, shown)
 
 
 def _records(
-    read: Callable[[str, bytes], Iterator[Record]], name: str, content: Callable[[], bytes], shown: str
+    read: Callable[[str, bytes], Iterator[Record]], name: str, content: Callable[[], bytes], url: str, shown: str
 ) -> Iterator[Record]:
-    with _available(shown):
+    with _available(url, shown):
         held = content()
     yield from read(name, held)
 
 
 def _local(place: Path, patterns: Sequence[str]) -> dict[str, Callable[[], bytes]] | None:
-    with _available(str(place)):
+    with _available("", str(place)):
         if place.is_file():
             return {place.name: place.read_bytes}
         if not place.is_dir():
@@ -66,7 +66,7 @@ def _remote(url: str, patterns: Sequence[str], shown: str) -> dict[str, Callable
         filesystem, place = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"labels.url {shown!r}: {error}") from error
-    with _available(shown):
+    with _available(url, shown):
         filesystem.invalidate_cache()
         if filesystem.isfile(place):
             return {place.rpartition("/")[2]: partial(filesystem.cat_file, place)}
@@ -78,13 +78,16 @@ def _remote(url: str, patterns: Sequence[str], shown: str) -> dict[str, Callable
 
 
 @contextmanager
-def _available(shown: str) -> Iterator[None]:
+def _available(url: str, shown: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # every fsspec backend raises errors of its own library
-        raise SourceUnavailableError(
-            f"labelled examples at {shown} cannot be read: {type(error).__name__}: {error}"
-        ) from error
+    except Exception as error:  # noqa: BLE001 every fsspec backend raises errors of its own; all are raised on
+        from pipelines.corpus.sources.location import cause, said, secrets_of
+
+        secrets = secrets_of(url)
+        raise SourceUnavailableError(f"labelled examples at {shown} cannot be read: {said(error, secrets)}") from cause(
+            error, secrets
+        )
 
 
 def _text(content: bytes) -> str:

@@ -38,8 +38,15 @@ class Record:
 
 def plain_record(number: int, values: Mapping[str, Any], *, cells: bool = False) -> Record:
     """A row of typed values; its raw form is its JSON."""
-    record = {column: plain(value) for column, value in values.items()}
+    record = {column: _plain_or_too_deep(value) for column, value in values.items()}
     return Record(number, json.dumps(record, ensure_ascii=False), record, cells=cells)
+
+
+def _plain_or_too_deep(value: Any) -> Any:
+    try:
+        return plain(value)
+    except RecursionError:
+        return "(nested too deeply)"
 
 
 def plain(value: Any) -> Any:

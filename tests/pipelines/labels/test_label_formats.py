@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import traceback
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -256,6 +257,10 @@ def test_a_file_that_cannot_be_read_is_an_error_and_never_no_examples(tmp_path: 
             SourceUnavailableError, match=f"{url} cannot be read: TimeoutError: no answer for inbox/a.jsonl"
         ):
             read_examples(LabelSettings(url=url), base=tmp_path)
+    secret = LabelSettings(url="offline://ann:hunter2@inbox/a.jsonl")
+    with pytest.raises(SourceUnavailableError, match=r"offline://…@inbox/a.jsonl cannot be read: TimeoutE") as caught:
+        read_examples(secret, base=tmp_path)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_csv_without_a_usable_header_is_an_error(tmp_path: Path) -> None:

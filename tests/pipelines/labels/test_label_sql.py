@@ -109,6 +109,16 @@ def test_rows_of_a_query_are_examples(database: Database) -> None:
     assert database.read("SELECT text, label FROM answers WHERE id > 99").rows == ()
 
 
+def test_a_value_nested_beyond_reason_costs_only_its_row(database: Database) -> None:
+    deep: Any = "x"
+    for _ in range(600):
+        deep = [deep]
+    database.put({"id": 1, "messages": deep}, {"id": 2, "messages": CHAT})
+    bad, good = database.read().rows
+    assert bad.problem is not None
+    assert good.problem is None
+
+
 def test_files_and_a_database_are_read_together(database: Database) -> None:
     (database.base / "a.jsonl").write_text('{"prompt": "x", "completion": "y"}\n')
     database.put({"id": 1, "prompt": "x", "completion": "y"})

@@ -1,3 +1,0 @@
-"""Moved to ``pipelines.labels.reading``."""
-
-from pipelines.labels.reading import Reading as Reading, read_examples as read_examples
