@@ -373,7 +373,7 @@ NAMES = (
 ROW = st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), JSON | st.lists(TURN | JSON, max_size=4))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(row=ROW, task=st.sampled_from(["classify", "generate"]), cells=st.booleans(), multi=st.booleans())
 def test_any_object_comes_out_as_a_row_that_can_be_stored(
     row: dict[str, Any], task: Task, cells: bool, multi: bool
