@@ -1,16 +1,18 @@
-"""What a classifier gets right and wrong, as a picture."""
+"""What models get right and wrong, as pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.evaluation.metrics import ClassScores
+from pipelines.evaluation.metrics import ClassScores, Difference, Measured
 from pipelines.figures import canvas, png
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+COLOURS = {"candidate": "tab:blue", "champion": "tab:orange", "base": "0.6"}
 
 
 def confusion(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -59,3 +61,54 @@ def class_bars(per_class: Sequence[ClassScores]) -> bytes:
 
 def _short(name: str, length: int = 34) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def metric_bars(metrics: Mapping[str, Mapping[str, Measured | None]]) -> bytes:
+    """PNG of every metric (by name, by model) as bars with their intervals."""
+    shown = {name: by_model for name, by_model in metrics.items() if any(by_model.values())}
+    figure, axes = canvas(width=8, height=1.6 + 0.62 * len(shown))
+    models = [name for name in COLOURS if any(name in by_model for by_model in shown.values())]
+    height = 0.8 / max(1, len(models))
+    for offset, model in enumerate(models):
+        places, found = [], []
+        for place, by_model in enumerate(shown.values()):
+            measured = by_model.get(model)
+            if measured is not None:
+                places.append(place + (offset - (len(models) - 1) / 2) * height)
+                found.append(measured)
+        axes.barh(
+            places,
+            [one.value for one in found],
+            xerr=_whiskers(found),
+            height=height * 0.92,
+            color=COLOURS[model],
+            ecolor="0.25",
+            capsize=2,
+            label=model,
+        )
+    axes.set_yticks(range(len(shown)), [name.replace("_", " ") for name in shown], fontsize=9)
+    axes.set(xlim=(0, 1))
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return png(figure)
+
+
+def slice_differences(differences: Mapping[str, tuple[int, Difference | None]], *, metric: str, other: str) -> bytes:
+    """PNG of how much better the candidate is on each slice (its rows, the difference), with intervals."""
+    shown = [(name, rows, found) for name, (rows, found) in differences.items() if found is not None]
+    figure, axes = canvas(width=8, height=1.3 + 0.4 * len(shown))
+    for place, (_, _, found) in enumerate(shown):
+        colour = "tab:red" if found.high < 0 else "tab:green" if found.low > 0 else "0.45"
+        axes.errorbar([found.value], [place], xerr=_whiskers([found]), fmt="o", color=colour, capsize=3)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(shown)), [f"{_short(name)} ({rows})" for name, rows, _ in shown], fontsize=9)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set(xlabel=f"{metric.replace('_', ' ')}: candidate minus {other}")
+    axes.grid(axis="x", alpha=0.3)
+    return png(figure)
+
+
+def _whiskers(found: Sequence[Measured | Difference]) -> list[list[float]]:
+    """Lengths below and above the values, for error bars."""
+    return [[max(0.0, one.value - one.low) for one in found], [max(0.0, one.high - one.value) for one in found]]

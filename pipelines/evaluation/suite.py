@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipelines.artifacts import MANIFEST, Artifact, load, seal, writing
 from pipelines.errors import ArtifactError, ExamplesError
-from pipelines.evaluation.base import base_predictions
-from pipelines.evaluation.classifier import load_classifier
-from pipelines.evaluation.gate import decide
-from pipelines.evaluation.metrics import (
-    expected_calibration_error,
-    paired_bootstrap,
-    score,
-    scores,
-)
-from pipelines.evaluation.plots import class_bars, confusion, confusion_matrix
+from pipelines.evaluation.chats import drawn_rows, judge_chats
+from pipelines.evaluation.classification import judge_classifiers
+from pipelines.evaluation.gate import check_settings
+from pipelines.evaluation.report import summary
 from pipelines.evaluation.settings import EvaluationSettings
 from pipelines.fingerprint import fingerprint, write_json_atomically
 from pipelines.labels.examples import Example, read_split
-from pipelines.training.dataset import indicators
+from pipelines.training.settings import Task
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-SUITE = "1"
+SUITE = "2"
 """Version of what this module makes of equal inputs; part of the report's fingerprint."""
+
+ANSWERS = "answers"
+"""Folder, beside the reports, of what chat models said before."""
 
 
 def evaluate(
@@ -46,17 +38,28 @@ def evaluate(
 ) -> Artifact:
     """Score all three on the test split and write ``<folder>/<fingerprint>/``; an equal report is returned as it is.
 
-    The champion is scored anew, its labels mapped by name: a label that it does not know it cannot get right. The base
-    is the untuned encoder with a logistic regression on its frozen features, fitted on the training split.
+    The champion is scored anew on the same rows, as it is served: its own base, prompt and template. The report holds
+    ``report.json`` (metrics and slices with intervals, the verdict and all that it was made from), ``summary.md``,
+    ``metrics.png``, ``slices.png``; of classifiers ``confusion.png`` and ``predictions.jsonl``, of chat models
+    ``samples.md`` and ``answers.jsonl``.
 
     Raises:
-        ArtifactError: the candidate was not trained on ``training_set``, or an artifact or base model was altered.
+        ArtifactError: the candidate was not trained on ``training_set``, an artifact or base model was altered, or the
+            champion does another task.
+        ConfigError: the gate names a metric of another task, or a base model is not there.
         ExamplesError: the test split has no row of the origins that count.
     """
+    task = _task(candidate)
+    check_settings(settings.gate, task)
     if candidate.manifest["training_set"] != training_set.fingerprint:
         raise ArtifactError(
             f"{candidate.path} was trained on training set {candidate.manifest['training_set'][:12]}, not on "
             f"{training_set.fingerprint[:12]}: its test rows may be among those it learned from; train again"
+        )
+    if champion is not None and _task(champion) != task:
+        raise ArtifactError(
+            f"the champion in {champion.path} was trained for task {_task(champion)!r} and the candidate for {task!r}: "
+            "no score compares them; give the new task a use case of its own, or withdraw the champion"
         )
     key = report_fingerprint(candidate, training_set, use_case=use_case, champion=champion, settings=settings)
     path = folder / key
@@ -66,68 +69,35 @@ def evaluate(
         except ArtifactError as error:
             progress(f"evaluating again: {error}")
 
-    categories, multi_label = tuple(training_set.manifest["categories"]), bool(training_set.manifest["multi_label"])
-    rows = [row for row in read_split(training_set, "test") if row.origin in settings.origins]
-    if not rows:
-        raise ExamplesError(
-            f"{training_set.path} has no test row of origin {' or '.join(settings.origins)}; add labelled examples"
+    rows = _rows(training_set, settings, task)
+    if task == "generate":
+        answers = folder / ANSWERS
+        judged = judge_chats(
+            candidate, training_set, champion, rows, settings=settings, folder=answers, progress=progress
         )
-    texts = [row.text for row in rows]
-    truth = indicators([row.labels for row in rows], categories)
-    predictions: dict[str, NDArray[np.bool_]] = {}
-    calibration: dict[str, float] = {}
-
-    progress(f"candidate on {len(rows)} held-out rows")
-    tuned = load_classifier(candidate)
-    chances = tuned.probabilities(texts)
-    predictions["candidate"] = indicators(tuned.decide(chances), categories)
-    calibration["candidate"] = _calibration(truth, chances, multi_label=multi_label)
-    if champion is not None:
-        progress(f"champion {champion.fingerprint[:12]} on the same rows")
-        predictions["champion"] = indicators(load_classifier(champion).predict(texts), categories)
-    progress("untuned base on the same rows")
-    base_chances, base_labels = base_predictions(candidate, training_set, texts)
-    predictions["base"] = indicators(base_labels, categories)
-    calibration["base"] = _calibration(truth, base_chances, multi_label=multi_label)
-
-    gate = settings.gate
-    metric: Any = gate.metric or "macro_f1"
-    other = predictions["base" if champion is None else "champion"]
-    difference = paired_bootstrap(truth, predictions["candidate"], other, metric, confidence=gate.confidence)
-    reached = {name: score(truth, predicted, metric) for name, predicted in predictions.items()}
-    verdict = decide(
-        rows=len(rows),
-        candidate=reached["candidate"],
-        base=reached["base"],
-        champion=reached.get("champion"),
-        difference=difference,
-        settings=gate,
-    )
+    else:
+        judged = judge_classifiers(candidate, training_set, champion, rows, settings=settings, progress=progress)
+    verdict = judged.verdict
     progress(f"{'passed' if verdict.passed else 'refused'}: {'; '.join(verdict.reasons)}")
-
-    measured = {name: scores(truth, predicted, categories) for name, predicted in predictions.items()}
     report: dict[str, Any] = {
-        "categories": list(categories),
-        "scores": {name: asdict(value) for name, value in measured.items()},
-        "calibration_error": calibration,
+        "task": task,
+        "metrics": _plain(judged.metrics),
+        "slices": {name: _plain(table) for name, table in judged.slices.items()},
         "verdict": asdict(verdict),
+        **judged.details,
     }
     with writing(path) as scratch:
-        if multi_label:
-            picture = class_bars(measured["candidate"].per_class)
-        else:
-            counts = confusion(truth, predictions["candidate"])
-            report["confusion"] = counts.tolist()
-            picture = confusion_matrix(counts, categories)
-        (scratch / "confusion.png").write_bytes(picture)
+        for name, content in judged.files.items():
+            (scratch / name).write_bytes(content)
+        (scratch / "summary.md").write_text(summary(judged), encoding="utf-8")
         write_json_atomically(scratch / "report.json", report)
-        _write_predictions(scratch / "predictions.jsonl", rows, categories, predictions, chances)
         seal(
             scratch,
             {
                 "fingerprint": key,
                 "kind": "evaluation_report",
                 "use_case": use_case,
+                "task": task,
                 "suite": SUITE,
                 "adapter": candidate.fingerprint,
                 "adapter_files": dict(candidate.manifest["files"]),
@@ -135,10 +105,7 @@ def evaluate(
                 "champion": None if champion is None else champion.fingerprint,
                 "settings": settings.model_dump(mode="json"),
                 "rows": len(rows),
-                "scores": {
-                    name: {"accuracy": value.accuracy, "macro_f1": value.macro_f1, "micro_f1": value.micro_f1}
-                    for name, value in measured.items()
-                },
+                "scores": judged.scores(),
                 "verdict": {"passed": verdict.passed, "reasons": list(verdict.reasons)},
                 "versions": {name: version(name) for name in ("torch", "transformers", "peft", "scikit-learn")},
             },
@@ -167,31 +134,22 @@ def report_fingerprint(
     )
 
 
-def _calibration(truth: NDArray[np.bool_], chances: NDArray[np.float32], *, multi_label: bool) -> float:
-    """Calibration error of the chosen labels, or, with several labels, of every label of every row."""
-    import numpy as np
-
-    chances = chances.astype(np.float64)
-    if multi_label:
-        return expected_calibration_error(chances.ravel(), truth.ravel())
-    chosen = chances.argmax(axis=1)
-    return expected_calibration_error(chances.max(axis=1), truth[np.arange(len(truth)), chosen])
+def _task(adapter: Artifact) -> Task:
+    task: Task = adapter.manifest.get("task", "classify")  # adapters of an earlier version only classify
+    return task
 
 
-def _write_predictions(
-    path: Path,
-    rows: Sequence[Example],
-    categories: Sequence[str],
-    predictions: Mapping[str, NDArray[np.bool_]],
-    chances: NDArray[np.float32],
-) -> None:
-    """One line a row: what is true, what each classifier says, and the candidate's probabilities."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for index, row in enumerate(rows):
-            line: dict[str, Any] = {"id": row.id, "labels": list(row.labels)}
-            for name, matrix in predictions.items():
-                line[name] = [category for category, said in zip(categories, matrix[index], strict=True) if said]
-            line["probabilities"] = {
-                category: round(float(value), 6) for category, value in zip(categories, chances[index], strict=True)
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+def _rows(training_set: Artifact, settings: EvaluationSettings, task: Task) -> list[Example]:
+    rows = [row for row in read_split(training_set, "test") if row.origin in settings.origins]
+    if not rows:
+        raise ExamplesError(
+            f"{training_set.path} has no test row of origin {' or '.join(settings.origins)}; add labelled examples"
+        )
+    return drawn_rows(rows, settings.maximum_rows) if task == "generate" else rows
+
+
+def _plain(table: Any) -> dict[str, dict[str, Any]]:
+    return {
+        metric: {name: None if found is None else asdict(found) for name, found in by_model.items()}
+        for metric, by_model in table.items()
+    }
