@@ -31,7 +31,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; marg
 table { border-collapse: collapse; width: 100%; margin: .5rem 0 1rem; }
 th, td { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left; vertical-align: top; }
 .alert, .card-header { background: #f2f2f2; padding: .6rem 1rem; }
-.card { display: none; }
+.card, a[data-toggle] { display: none; }
 .card.collapse { display: block; }
 h1, h2, h3, h4, h5, h6 { margin: .4rem 0; }
 .badge { background: #eee; border-radius: .3rem; padding: 0 .3rem; }
@@ -64,6 +64,7 @@ def write_docs(folder: Path, results: Mapping[str, Any]) -> Path:
     run: dict[str, Any] = {"at": at.isoformat(timespec="seconds"), "suites": []}
     for name, (result, suite) in results.items():
         page = f"validations/{at:%Y%m%dT%H%M%S%f}-{name}.html"
+        result.meta = {"great_expectations_version": result.meta["great_expectations_version"], "run_id": run["at"]}
         for one in result.results:
             one.result = {key: value for key, value in one.result.items() if _NUMBERS.fullmatch(key)}
         _write(folder / page, _plain(view.render(result_page.render(result))))
