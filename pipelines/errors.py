@@ -13,6 +13,7 @@
     │   └── GateRefusedError         publishing was asked for without a passed verdict
     └── TransientError               the same call may succeed later
         ├── SourceUnavailableError   a source cannot be read now, which is never the same as "empty"
+        ├── TrainingInterruptedError training was told to end; started again, it goes on from its checkpoint
         └── LockedError              another process holds the index, the GPU or the registry
 
 Messages quote the value received, say what was allowed and what to do next.
@@ -69,6 +70,10 @@ class TransientError(FreshetError):
 
 class SourceUnavailableError(TransientError):
     """A source cannot be read now, which is never the same as "empty"."""
+
+
+class TrainingInterruptedError(TransientError):
+    """Training was told to end; started again, it goes on from its checkpoint."""
 
 
 class LockedError(TransientError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from typing import Any
 
 from pipelines.artifacts import Artifact
 from pipelines.environment import available_cores
-from pipelines.errors import ExamplesError, TrainingError
+from pipelines.errors import ExamplesError
 from pipelines.evaluation.classifier import Classifier, base_model, logistic_regression, probabilities
 from pipelines.evaluation.metrics import best_threshold, score, scores
 from pipelines.labels.examples import Example, read_split
@@ -19,6 +18,7 @@ from pipelines.training.dataset import indicators
 from pipelines.training.lora import bf16_is_faster, save, with_adapter
 from pipelines.training.progress import Progress, recorder
 from pipelines.training.settings import ClassifySettings
+from pipelines.training.trainer import arguments, fit
 
 PROBED_ROWS = 5_000
 """Most training rows that the head's starting point is fitted on."""
@@ -32,9 +32,12 @@ def fit_classifier(
     training_set: Artifact,
     base: Path,
     folder: Path,
+    work: Path,
     progress: Callable[[Progress], None],
 ) -> dict[str, Any]:
     """Train, write the adapter's files to ``folder``, and return what is particular to it in the manifest.
+
+    ``work`` survives a kill: checkpoints and the progress so far.
 
     Raises:
         ExamplesError: there is too little to learn from.
@@ -42,8 +45,7 @@ def fit_classifier(
         TrainingError: the loss is not finite, or training ended early.
     """
     import torch
-    from peft import set_peft_model_state_dict
-    from transformers import AutoTokenizer, PrinterCallback, Trainer, set_seed
+    from transformers import AutoTokenizer, Trainer, set_seed
 
     started = time.monotonic()
     multi_label = bool(training_set.manifest["multi_label"])
@@ -86,7 +88,7 @@ def fit_classifier(
             return {"score": score(labels.astype(bool), chances >= 0.5, "micro_f1")}
         return {"score": float((logits.argmax(axis=1) == labels).mean())}
 
-    data, watch = encoded(rows), recorder(progress, folder / "progress.jsonl", len(rows))
+    data, watch = encoded(rows), recorder(progress, work, len(rows), settings.patience)
     drawn = torch.randperm(len(data))[:PROBED_ROWS].tolist()
     probed = sorted((data[index] for index in drawn), key=lambda row: len(row["input_ids"]))
     batches = [padded(probed[start : start + 32]) for start in range(0, len(probed), 32)]
@@ -98,7 +100,7 @@ def fit_classifier(
         """Trains on batches of alike lengths."""
 
         def get_train_dataloader(self) -> Any:
-            sampler = AlikeLengths([len(row["input_ids"]) for row in data], settings.batch_size)
+            sampler = AlikeLengths([len(row["input_ids"]) for row in data], settings.batch_size, seed=settings.seed)
             loader: Any = torch.utils.data.DataLoader(
                 data,  # type: ignore[arg-type]  # a list will do
                 settings.batch_size,
@@ -110,23 +112,15 @@ def fit_classifier(
 
     trainer = GroupedTrainer(
         model=model,
-        args=_arguments(settings, folder, bf16=precision == "bf16", validate=bool(validation_rows)),
+        args=arguments(
+            settings, work, rows=settings.batch_size, bf16=precision == "bf16", validate=bool(validation_rows)
+        ),
         train_dataset=data,
         eval_dataset=encoded(validation_rows) if validation_rows else None,
         data_collator=padded,
         compute_metrics=validation_score,
-        callbacks=[watch],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    state, losses = trainer.state, [point.loss for point in watch.points]
-    if state.global_step != state.max_steps or not math.isfinite(losses[-1]):
-        raise TrainingError(
-            f"training ended at step {state.global_step} of {state.max_steps} with loss {losses[-1]}; "
-            "lower learning_rate and train again"
-        )
-    if watch.best is not None:
-        set_peft_model_state_dict(model, watch.best)
+    state, losses = fit(trainer, watch, settings, work), [point.loss for point in watch.points]
     save(model, tokenizer, folder, settings)
 
     classifier = Classifier(
@@ -154,6 +148,7 @@ def fit_classifier(
             "epochs": state.epoch,
             "best_epoch": watch.best_epoch,
             "steps": state.global_step,
+            "stopped_early": watch.stopped_early,
             "tokens": int(state.num_input_tokens_seen),
             "rows_cut": sum(len(row["input_ids"]) == settings.maximum_tokens for row in data),
             "trained_parameters": sum(value.numel() for value in model.parameters() if value.requires_grad),
@@ -171,9 +166,16 @@ class AlikeLengths:
     transformers' own grouping runs from long to short again and again; what long texts are about then comes in waves.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, *, batches_sorted_together: int = 50) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, *, seed: int, batches_sorted_together: int = 50
+    ) -> None:
         self._lengths, self._batch_size = lengths, batch_size
         self._pool = batch_size * batches_sorted_together
+        self._seed, self._epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The order is one of the seed and the epoch alone, so that a resumed training finds it again."""
+        self._epoch = epoch
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -181,14 +183,15 @@ class AlikeLengths:
     def __iter__(self) -> Iterator[int]:
         import torch
 
-        drawn = torch.randperm(len(self._lengths)).tolist()
+        draw = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        drawn = torch.randperm(len(self._lengths), generator=draw).tolist()
         last = len(drawn) % self._batch_size
         whole, rest = drawn[: len(drawn) - last], drawn[len(drawn) - last :]
         batches = []
         for start in range(0, len(whole), self._pool):
             pool = sorted(whole[start : start + self._pool], key=lambda index: self._lengths[index])
             batches += [pool[at : at + self._batch_size] for at in range(0, len(pool), self._batch_size)]
-        for number in torch.randperm(len(batches)).tolist():
+        for number in torch.randperm(len(batches), generator=draw).tolist():
             yield from batches[number]
         yield from rest
 
@@ -220,30 +223,3 @@ def _start_head(model: Any, batches: Sequence[dict[str, Any]], *, bf16: bool) ->
     with torch.no_grad():
         classifier.weight.copy_(weight)
         classifier.bias.copy_(bias)
-
-
-def _arguments(settings: ClassifySettings, folder: Path, *, bf16: bool, validate: bool) -> Any:
-    import torch
-    from transformers import TrainingArguments
-
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size * 2,
-        warmup_steps=settings.warmup_share,
-        weight_decay=settings.weight_decay,
-        include_num_input_tokens_seen="non_padding",
-        use_cpu=not torch.cuda.is_available(),
-        bf16=bf16,
-        seed=settings.seed,
-        eval_strategy="epoch" if validate else "no",
-        save_strategy="no",  # the recorder keeps the best epoch in memory
-        logging_strategy="no",  # the recorder says when
-        logging_nan_inf_filter=False,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        report_to="none",
-        disable_tqdm=True,
-    )

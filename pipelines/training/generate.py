@@ -19,8 +19,9 @@ def fit_chat(
     training_set: Artifact,
     base: Path,
     folder: Path,
+    work: Path,
     progress: Callable[[Progress], None],
 ) -> dict[str, Any]:
     """Train, write the adapter's files to ``folder``, and return what is particular to it in the manifest."""
-    del prompt, training_set, base, folder, progress
+    del prompt, training_set, base, folder, work, progress
     raise ConfigError(f"task {settings.task!r} is not there yet")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pipelines.artifacts import MANIFEST, Artifact, alone, load, seal, writing
-from pipelines.errors import ArtifactError
+from pipelines.errors import ArtifactError, PermanentError
 from pipelines.evaluation.classifier import base_hashes, quiet_transformers
 from pipelines.fingerprint import fingerprint
 from pipelines.models import model_folder
@@ -18,11 +20,17 @@ from pipelines.settings import Settings
 from pipelines.training.classify import fit_classifier
 from pipelines.training.dataset import training_set_at
 from pipelines.training.generate import fit_chat
-from pipelines.training.progress import Progress
+from pipelines.training.progress import PROGRESS, Progress
 from pipelines.training.settings import ClassifySettings, FineTune, GenerateSettings
 
-TRAINER = "2"
+TRAINER = "3"
 """Version of what a training makes of equal inputs; part of the adapter's fingerprint."""
+
+CHANGES_NOTHING = {"micro_batch_tokens", "checkpoint_minutes"}
+"""Settings that the same adapter comes out of, whatever they are."""
+
+LEFTOVER_DAYS = 7
+"""Work of a killed training whose settings or examples have changed since is removed after so long."""
 
 
 class TrainingJob(Settings):
@@ -39,14 +47,18 @@ class TrainingJob(Settings):
 
 def adapter_fingerprint(job: TrainingJob, training_set: Artifact, base_files: Mapping[str, str]) -> str:
     """What an adapter is made from: base, training set, settings and trainer, not the machine it is made on."""
-    settings = job.settings.model_dump(mode="json")
-    return fingerprint("lora_adapter", TRAINER, job.use_case, training_set.fingerprint, settings, dict(base_files))
+    settings = job.settings.model_dump(mode="json", exclude=CHANGES_NOTHING)
+    prompt = job.prompt.model_dump(mode="json") if isinstance(job.settings, GenerateSettings) else None
+    return fingerprint(
+        "lora_adapter", TRAINER, job.use_case, training_set.fingerprint, settings, prompt, dict(base_files)
+    )
 
 
 def train(job: TrainingJob, *, progress: Callable[[Progress], None]) -> Artifact:
     """Fine-tune and return the finished adapter; one made from equal inputs before is returned as it is.
 
-    ``progress`` is called about every second; what it raises ends the training, and nothing is left of it.
+    A training that was killed goes on from its last checkpoint. ``progress`` is called about every second; what it
+    raises ends the training.
 
     Raises:
         ArtifactError: the training set is incomplete or altered.
@@ -54,26 +66,43 @@ def train(job: TrainingJob, *, progress: Callable[[Progress], None]) -> Artifact
         ConfigError: the base model is not there, or has no layers of the names to adapt.
         LockedError: another training writes to the same folder.
         TrainingError: the loss is not finite, or training ended early.
+        TrainingInterruptedError: it was told to end (SIGTERM), and has left a checkpoint.
     """
     training_set = training_set_at(job.training_set)
     base = model_folder(job.settings.base_model, job.settings.base_revision)
     base_files = base_hashes(base)
     key = adapter_fingerprint(job, training_set, base_files)
-    folder = job.output / key
+    folder, work = job.output / key, job.output / ".work" / key
     with alone(job.output / ".training.lock", "training"):
         finished = _finished(folder)
         if finished is not None:
             return finished
-        for left in job.output.glob(".*.*"):  # by trainings that were killed
-            if left.is_dir():
-                shutil.rmtree(left)
-        with writing(folder) as scratch, quiet_transformers():
-            if isinstance(job.settings, GenerateSettings):
-                fitted = fit_chat(job.settings, job.prompt, training_set, base, scratch, progress)
-            else:
-                fitted = fit_classifier(job.settings, training_set, base, scratch, progress)
-            seal(scratch, {**_manifest(job, key, training_set, base_files), **fitted})
+        _tidy(job.output, work)
+        try:
+            with writing(folder) as scratch, quiet_transformers():
+                if isinstance(job.settings, GenerateSettings):
+                    fitted = fit_chat(job.settings, job.prompt, training_set, base, scratch, work, progress)
+                else:
+                    fitted = fit_classifier(job.settings, training_set, base, scratch, work, progress)
+                shutil.copyfile(work / PROGRESS, scratch / PROGRESS)
+                seal(scratch, {**_manifest(job, key, training_set, base_files), **fitted})
+        except PermanentError:  # going on from its checkpoints would end the same way
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work)
         return load(folder)
+
+
+def _tidy(output: Path, work: Path) -> None:
+    """Make ``work``, and remove what killed trainings have left: half-written adapters, and other work that is old."""
+    for left in output.glob(".*.*"):
+        if left.is_dir():
+            shutil.rmtree(left)
+    work.mkdir(parents=True, exist_ok=True)
+    os.utime(work)
+    for other in work.parent.iterdir():
+        if time.time() - other.stat().st_mtime > LEFTOVER_DAYS * 86_400:
+            shutil.rmtree(other)
 
 
 def _manifest(job: TrainingJob, key: str, training_set: Artifact, base_files: Mapping[str, str]) -> dict[str, Any]:
