@@ -17,7 +17,7 @@ _CUT_WORDS = re.compile(  # no sentence ends with these
     r"|mit|von|weil|et|ou|le|les|des|une|avec|el|los|las|una|que)$"
 )
 _CLOSING = re.compile(r"[.!?…。！？।؟][\"'”’»)\]*_`]*$")
-_MARKUP = re.compile(r"```|~~~|^\s*(?:[-*•|]|\d+[.)])\s|^\s*[\[{<]|https?://\S+$", re.MULTILINE)
+_MARKUP = re.compile(r"```|~~~|^[ \t]*(?:[-*•|]|\d+[.)])\s|^[ \t]*[\[{<]|https?://\S+$", re.MULTILINE)
 
 
 def wrong_turns(messages: Sequence[Message]) -> str | None:

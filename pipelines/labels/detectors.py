@@ -297,11 +297,11 @@ def _private_keys(text: str) -> Iterator[Finding]:
 
 
 _NEWER_TOKENS = (  # vendors that detect-secrets does not know yet
-    ("Hugging Face token", re.compile(r"\bhf_[A-Za-z0-9]{34}\b")),
-    ("Google API key", re.compile(r"\bAIza[\w-]{35}(?![\w-])")),
-    ("GitHub token", re.compile(r"\bgithub_pat_\w{60,}\b")),
-    ("Anthropic key", re.compile(r"\bsk-ant-[\w-]{40,}")),
-    ("OpenAI token", re.compile(r"\bsk-(?:proj|svcacct|admin)-[\w-]{40,}|\bsk-[A-Za-z0-9]{48}\b")),
+    ("Hugging Face Token", re.compile(r"\bhf_[A-Za-z0-9]{34}\b")),
+    ("Google API Key", re.compile(r"\bAIza[\w-]{35}(?![\w-])")),
+    ("GitHub Token", re.compile(r"\bgithub_pat_\w{60,}\b")),
+    ("Anthropic Key", re.compile(r"\bsk-ant-[\w-]{40,}")),
+    ("OpenAI Token", re.compile(r"\bsk-(?:proj|svcacct|admin)-[\w-]{40,}|\bsk-[A-Za-z0-9]{48}\b")),
 )
 _TOO_VAGUE = {  # short prefixes that ordinary upper-case words and part numbers have, or addresses, or their own finder
     "Artifactory Credentials",

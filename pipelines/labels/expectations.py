@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -226,7 +227,7 @@ def _screen(
 
 
 _FENCED = re.compile(r"```.*?(?:```|$)|`[^`]*`|https?://\S+", re.DOTALL)
-_TELLING = 20  # letters from which a language can be told
+_TELLING = 20  # bytes of letters from which a language can be told
 _SURE = 0.5
 
 
@@ -240,10 +241,13 @@ def _other_languages(allowed: Sequence[str], rows: Sequence[Candidate]) -> list[
         raise ConfigError(
             f"labels.languages: {unknown[0]!r} is not recognised; there are {', '.join(sorted(identifier.labels))}"
         )
+    if "pcm" not in allowed:  # Nigerian Pidgin claims short English questions, and nothing else does
+        identifier.set_languages([label for label in identifier.labels if label != "pcm"])
 
     def other(text: str) -> str | None:
         text = _FENCED.sub(" ", text[:600])[:300]
-        if sum(map(str.isalpha, text)) < _TELLING or text.lstrip()[:1] in ("{", "[", "<"):
+        letters = "".join(filter(str.isalpha, text)).encode("utf-8", "replace")
+        if len(letters) < _TELLING or text.lstrip()[:1] in ("{", "[", "<"):
             return None
         language, sure = identifier.classify(text)
         return str(language) if language not in allowed and sure >= _SURE else None
@@ -299,14 +303,12 @@ def _tokens(settings: LabelSettings, rows: Sequence[Candidate], count_tokens: Co
     if count_tokens is None:
         return [None] * len(rows)
     texts = ["\n".join(turn.content for turn in row.messages) if row.messages else row.text for row in rows]
-    asked = any("tokens" in map(str, expectation.arguments.values()) for expectation in settings.expectations)
-    longest = settings.maximum_tokens
+    asked = settings.minimum_tokens > 1 or any(
+        "tokens" in map(str, expectation.arguments.values()) for expectation in settings.expectations
+    )
+    longest = settings.maximum_tokens or sys.maxsize
     counted = [  # a token is a byte at least
-        place
-        for place, text in enumerate(texts)
-        if asked
-        or settings.minimum_tokens > 1
-        or (longest is not None and len(text) * 4 > longest < len(text.encode()))
+        place for place, text in enumerate(texts) if asked or len(text.encode("utf-8", "replace")) > longest
     ]
     tokens: list[int | None] = [None] * len(rows)
     for place, number in zip(counted, count_tokens([texts[place] for place in counted]), strict=True):

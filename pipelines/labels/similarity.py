@@ -71,7 +71,7 @@ def sign(texts: Sequence[str]) -> Iterator[Signed]:
         words = normalised(text).split()
         for word in words:
             if word not in hashes:
-                hashes[word] = crc32(word.encode())
+                hashes[word] = crc32(word.encode("utf-8", "replace"))
         numbers = np.fromiter((hashes[word] for word in words), dtype=np.uint64, count=len(words))
         following = numbers[1:] if len(numbers) > 1 else numbers
         shingles = np.unique(numbers[: max(1, len(numbers) - 1)] << np.uint64(32) | following)
