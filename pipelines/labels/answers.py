@@ -1,14 +1,13 @@
-"""Whether a chat is complete and its answer ends as answers do, in the format that the use case asks for."""
+"""Whether a chat is complete and its answer ends as answers do."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import get_args
 
-from pipelines.errors import ConfigError
-from pipelines.prompt import AnswerFormat, Message, Role
+from pipelines.prompt import Message, Role
 
 _FENCE = re.compile(r"^[ \t>]*(```|~~~)", re.MULTILINE)
 _CUT_CHARACTERS = ",;:([{-–—/&+="
@@ -83,45 +82,3 @@ def ends_open(answer: str) -> bool | None:
     if len(text) < 40 or _MARKUP.search(text):
         return None
     return not _CLOSING.search(text)
-
-
-def format_checker(answer_format: AnswerFormat) -> Callable[[str], str | None]:
-    """Says of an answer how it misses the format, without quoting it.
-
-    Raises:
-        ConfigError: the schema is not a JSON Schema, or refers to another that is not in it.
-    """
-    if answer_format.regex is not None:
-        pattern = re.compile(answer_format.regex)
-        return lambda answer: None if pattern.fullmatch(answer) else f"not matched by {answer_format.regex}"
-    from jsonschema import SchemaError
-    from jsonschema.exceptions import best_match
-    from jsonschema.validators import validator_for
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-
-    schema: dict[str, Any] = answer_format.json_schema or {}
-    kind = validator_for(schema)
-    try:
-        kind.check_schema(schema)
-    except SchemaError as error:
-        raise ConfigError(f"answer_format.json_schema is no JSON Schema: {error.json_path}: {error.message}") from error
-    validator = kind(schema, registry=Registry(), format_checker=kind.FORMAT_CHECKER)  # fetches nothing
-
-    def check(answer: str) -> str | None:
-        try:
-            value = json.loads(answer)
-        except ValueError as error:
-            return f"not JSON, {error}"
-        try:
-            worst = best_match(validator.iter_errors(value))
-        except Unresolvable as missing:
-            raise ConfigError(f"answer_format.json_schema: {missing}; put the schema under $defs") from missing
-        if worst is None:
-            return None
-        wanted = worst.message  # of what is missing; others quote the value
-        if worst.validator != "required":
-            wanted = f"{worst.validator} {json.dumps(worst.validator_value, ensure_ascii=False)}"
-        return f"{worst.json_path} is not as the schema wants it, {wanted[:120]}"
-
-    return check

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ConfigError
 from pipelines.fingerprint import fingerprint
-from pipelines.labels.answers import breaks_off, format_checker, seems_cut, wrong_turns
+from pipelines.labels.answers import breaks_off, seems_cut, wrong_turns
 from pipelines.labels.candidate import Candidate, Judgement
 from pipelines.labels.examples import ORIGINS
 from pipelines.labels.relations import AMONG_ALL, RELATION_KINDS, relate
@@ -149,14 +149,12 @@ def _look(settings: LabelSettings, rows: Sequence[Candidate], task: Task, answer
     masked: list[Candidate | None] = [None] * len(rows)
     readable = [place for place, row in enumerate(rows) if row.problem is None]
     if task == "generate":
-        check = format_checker(answer_format) if answer_format is not None else None
         columns |= {name: [None] * len(rows) for name in ("roles", "unclosed", "cut", "format")}
         for place in readable:
             answer = rows[place].answer
             columns["roles"][place] = wrong_turns(rows[place].messages)
             columns["unclosed"][place] = breaks_off(answer)
             columns["cut"][place] = seems_cut(answer)
-            columns["format"][place] = check(answer) if check is not None and answer.strip() else None
     if settings.languages is not None:
         columns["language"] = [None] * len(rows)
         for place, said in zip(
@@ -164,6 +162,12 @@ def _look(settings: LabelSettings, rows: Sequence[Candidate], task: Task, answer
         ):
             columns["language"][place] = said
     _screen(settings, rows, readable, columns, masked)
+    if answer_format is not None:
+        for place in readable if task == "generate" else ():
+            problem = answer_format.problem(rows[place].answer) if rows[place].answer.strip() else None
+            if problem is not None and (columns["personal_data"][place] or columns["secrets"][place]):
+                problem = re.sub(r"( at \$[^:]*): .*", r"\1", problem, flags=re.DOTALL)  # it may quote them
+            columns["format"][place] = problem
     return _Found(columns, masked)
 
 
@@ -229,6 +233,7 @@ def _screen(
 _FENCED = re.compile(r"```.*?(?:```|$)|`[^`]*`|https?://\S+", re.DOTALL)
 _TELLING = 20  # bytes of letters from which a language can be told
 _SURE = 0.5
+_ALIKE = ({"bs", "hr", "sr"}, {"da", "nb", "nn", "no"}, {"id", "ms"})  # nobody tells short texts of these apart
 
 
 def _other_languages(allowed: Sequence[str], rows: Sequence[Candidate]) -> list[str | None]:
@@ -236,13 +241,14 @@ def _other_languages(allowed: Sequence[str], rows: Sequence[Candidate]) -> list[
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    unknown = sorted(set(allowed) - set(identifier.labels))
+    languages = [label for label in identifier.labels if len(label) == 2]  # dialects claim short texts of these
+    unknown = sorted(set(allowed) - set(languages))
     if unknown:
         raise ConfigError(
-            f"labels.languages: {unknown[0]!r} is not recognised; there are {', '.join(sorted(identifier.labels))}"
+            f"labels.languages: {unknown[0]!r} is not recognised; there are {', '.join(sorted(languages))}"
         )
-    if "pcm" not in allowed:  # Nigerian Pidgin claims short English questions, and nothing else does
-        identifier.set_languages([label for label in identifier.labels if label != "pcm"])
+    identifier.set_languages(languages)
+    fine = {*allowed, *(each for group in _ALIKE if group & set(allowed) for each in group)}
 
     def other(text: str) -> str | None:
         text = _FENCED.sub(" ", text[:600])[:300]
@@ -250,7 +256,7 @@ def _other_languages(allowed: Sequence[str], rows: Sequence[Candidate]) -> list[
         if len(letters) < _TELLING or text.lstrip()[:1] in ("{", "[", "<"):
             return None
         language, sure = identifier.classify(text)
-        return str(language) if language not in allowed and sure >= _SURE else None
+        return str(language) if language not in fine and sure >= _SURE else None
 
     said = []
     for row in rows:
