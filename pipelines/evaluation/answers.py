@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -122,18 +122,18 @@ def supported_score(
 
 
 def common_words(texts: Iterable[str]) -> frozenset[str]:
-    """English function words, and the words in at least a fifth of ``texts``, mostly written small there."""
+    """English function words, and the words in at least a fifth of ``texts``, unless a capital makes them names."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
     occurs: Counter[str] = Counter()
-    small: Counter[str] = Counter()
+    names: Counter[str] = Counter()
     count = 0
     for text in texts:
         count += 1
-        found = set(words(text))
-        occurs.update(found)
-        small.update(found & set(_pattern(_WORD).findall(unicodedata.normalize("NFKC", text))))
-    often = {word for word, rows in occurs.items() if rows >= max(2, COMMON_SHARE * count) and small[word] * 2 > rows}
+        found = list(_named(text))
+        occurs.update({word for word, _ in found})
+        names.update({word for word, name in found if name})
+    often = {word for word, rows in occurs.items() if rows >= max(2, COMMON_SHARE * count) and names[word] * 2 < rows}
     return frozenset(often | set(ENGLISH_STOP_WORDS))
 
 
@@ -156,18 +156,21 @@ def _without_markers(answer: str, citations: int) -> str:
 
 
 def _content(text: str, common: Collection[str]) -> list[str]:
-    """Content words, folded; a short one counts where a capital within a sentence makes it a name."""
+    """Content words, folded; a short one counts where it is a name."""
+    unspaced = _pattern(rf"[{_UNSPACED}]")
+    return [
+        word
+        for word, name in _named(text)
+        if word not in common and not word[0].isdecimal() and (len(word) >= 4 or name or unspaced.match(word))
+    ]
+
+
+def _named(text: str) -> Iterator[tuple[str, bool]]:
+    """Every word, folded, and whether a capital within a sentence makes it a name."""
     text = unicodedata.normalize("NFKC", text)
-    found = []
     for match in _pattern(_WORD).finditer(text):
-        word = match[0].casefold()
-        if word in common or word[0].isdecimal():
-            continue
-        before = text[: match.start()].rstrip(" \t\"'“‘(*_")
-        name = match[0][0].isupper() and bool(before) and before[-1] not in ".!?:\n#-•"
-        if len(word) >= 4 or name or _pattern(rf"[{_UNSPACED}]").match(word):
-            found.append(word)
-    return found
+        before = text[: match.start()].rstrip(" \t\"'“‘(*_") if match[0][0].isupper() else ""
+        yield match[0].casefold(), bool(before) and before[-1] not in ".!?:\n#-•"
 
 
 def _invented(answer: str, source: str, known_words: Collection[str]) -> list[str]:

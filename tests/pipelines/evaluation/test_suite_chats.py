@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pipelines.artifacts import Artifact, load, seal
+from pipelines.errors import ArtifactError, ConfigError, ExamplesError
+from pipelines.evaluation.chats import drawn_rows
+from pipelines.evaluation.gate import decided_again
+from pipelines.evaluation.generation import ChatModel
+from pipelines.evaluation.settings import EvaluationSettings, GateSettings
+from pipelines.evaluation.suite import ANSWERS, evaluate
+from pipelines.labels.examples import Example
+
+GATE: dict[str, Any] = {"minimum_rows": 20}
+
+
+def judged(
+    candidate: Artifact,
+    training_set: Artifact,
+    folder: Path,
+    champion: Artifact | None = None,
+    lines: list[str] | None = None,
+    gate: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Artifact:
+    return evaluate(
+        candidate,
+        training_set,
+        use_case="shop",
+        champion=champion,
+        settings=EvaluationSettings(gate=GateSettings.model_validate({**GATE, **(gate or {})}), **settings),
+        folder=folder,
+        progress=(lines if lines is not None else []).append,
+    )
+
+
+def report_of(artifact: Artifact) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((artifact.path / "report.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of reports, so that the base and the adapters answer once."""
+    return tmp_path_factory.mktemp("reports")
+
+
+def test_a_tuned_model_passes_against_its_base_with_every_metric_measured(
+    good_chat: Artifact, chats: Artifact, reports: Path
+) -> None:
+    """T12, T20"""
+    artifact = judged(good_chat, chats, reports)
+    report, manifest = report_of(artifact), artifact.manifest
+    human = chats.manifest["rows"]["test"] - sum(
+        json.loads(line)["origin"] == "model" for line in (chats.path / "test.jsonl").read_text().splitlines()
+    )
+    assert manifest["rows"] == human
+    assert manifest["task"] == "generate"
+    assert manifest["verdict"]["passed"] is True
+    assert report["verdict"]["metric"] == "token_f1"
+    scores = manifest["scores"]
+    for metric in ("exact_match", "token_f1", "style", "supported", "refusal"):
+        assert scores["candidate"][metric] > scores["base"][metric], metric
+    assert "valid_format" not in scores["candidate"], "no format was asked for"
+    assert scores["candidate"]["stopped"] == 1
+    found = report["metrics"]["token_f1"]["candidate"]
+    assert found["low"] <= found["value"] <= found["high"]
+    assert found["rows"] == human
+    assert {"answerable", "unanswerable", "regression", "found=yes", "found=no"} == report["slices"].keys()
+    assert report["slices"]["unanswerable"]["refusal"]["base"]["value"] < 0.1
+    assert report["answer_loss"]["candidate"] < report["answer_loss"]["base"]
+    assert report["style"]["auc"] > 0.9
+    assert report["maximum_answer_tokens"] == 64
+    for name in ("metrics.png", "slices.png"):
+        with Image.open(io.BytesIO((artifact.path / name).read_bytes())) as picture:
+            assert picture.size[0] > 600
+    lines = [json.loads(line) for line in (artifact.path / "answers.jsonl").read_text().splitlines()]
+    assert len(lines) == human
+    assert lines[0]["answers"].keys() == {"candidate", "base"}
+    assert "| token_f1 |" in (artifact.path / "summary.md").read_text()
+
+
+def test_answers_trained_to_other_questions_are_refused_with_the_worst_side_by_side(
+    scrambled_chat: Artifact, scrambled_chats: Artifact, good_chat: Artifact, reports: Path
+) -> None:
+    """T7. 30 % of the new answers are wrong."""
+    artifact = judged(scrambled_chat, scrambled_chats, reports, champion=good_chat)
+    assert artifact.manifest["verdict"]["passed"] is False
+    assert artifact.manifest["verdict"]["reasons"][0].startswith("not surely better than the champion: token-f1 0.")
+    assert decided_again(artifact).passed is False
+    samples = (artifact.path / "samples.md").read_text()
+    assert samples.startswith("### Worst against the champion by token f1")
+    first = samples.splitlines()[4].split(" | ")
+    assert first[0].startswith("| -0.")
+    assert len(first) == 6, "change, question, reference, base, champion, candidate"
+
+
+def test_the_same_model_again_is_a_tie_and_refused(good_chat: Artifact, chats: Artifact, reports: Path) -> None:
+    """T16"""
+    artifact = judged(good_chat, chats, reports, champion=good_chat)
+    assert artifact.manifest["verdict"]["passed"] is False
+    assert "difference +0.000, 90% interval +0.000 to +0.000" in artifact.manifest["verdict"]["reasons"][0]
+
+
+def test_a_model_that_never_stops_is_refused(endless_chat: Artifact, chats: Artifact, reports: Path) -> None:
+    """T11"""
+    artifact = judged(endless_chat, chats, reports)
+    assert any("of its answers end by themselves" in reason for reason in artifact.manifest["verdict"]["reasons"])
+
+
+def test_only_what_is_new_is_answered_again(
+    good_chat: Artifact, chats: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T16: the champion is scored on the same rows, without the time that it took before."""
+    answered: list[int] = []
+    run = ChatModel.answers
+
+    def counted(self: ChatModel, asked: Any, **options: Any) -> Any:
+        answered.append(len(asked))
+        return run(self, asked, **options)
+
+    monkeypatch.setattr(ChatModel, "answers", counted)
+    lines: list[str] = []
+    first = judged(good_chat, chats, tmp_path, maximum_rows=24, lines=lines)
+    assert answered == [24, 24]
+    again = judged(good_chat, chats, tmp_path, maximum_rows=24)
+    assert again.path == first.path
+    more = judged(good_chat, chats, tmp_path, champion=good_chat, lines=lines)
+    rows = more.manifest["rows"]
+    assert answered == [24, 24, rows - 24, rows - 24], "candidate and champion are the same files"
+    assert f"24 of {rows} answers are known from before" in lines
+    for path in (tmp_path / ANSWERS).iterdir():  # a crash in the middle of a line
+        path.write_bytes(path.read_bytes()[:-20])
+    judged(good_chat, chats, tmp_path, champion=good_chat, gate={"margin": 0.5})
+    assert answered[4:] == [] or max(answered[4:]) == 1
+
+
+def test_a_format_that_the_use_case_asks_for_is_measured_and_a_floor_on_it_holds(
+    good_chat: Artifact, chats: Artifact, tmp_path: Path
+) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(good_chat.path, folder)
+    manifest = {name: value for name, value in good_chat.manifest.items() if name != "files"}
+    prompt = {**manifest["prompt"], "answer_format": {"regex": "Thank you.*"}}
+    seal(folder, {**manifest, "prompt": prompt, "fingerprint": "f"})
+    artifact = judged(load(folder), chats, tmp_path / "out", gate={"floors": {"valid_format": 0.9}})
+    assert artifact.manifest["scores"]["candidate"]["valid_format"] == pytest.approx(0.5, abs=0.05)
+    assert "valid-format 0.500 is below its floor of 0.900" in artifact.manifest["verdict"]["reasons"]
+
+
+def test_a_metric_that_could_not_be_measured_is_no_pass(good_chat: Artifact, chats: Artifact, reports: Path) -> None:
+    """T16"""
+    artifact = judged(good_chat, chats, reports, gate={"metric": "valid_format"})
+    assert artifact.manifest["verdict"]["passed"] is False
+    assert artifact.manifest["verdict"]["reasons"][0].startswith("valid-format of the candidate could not be measured")
+
+
+def test_a_metric_of_classifiers_is_an_error(good_chat: Artifact, chats: Artifact, reports: Path) -> None:
+    with pytest.raises(ConfigError, match="gate.metric names 'accuracy'"):
+        judged(good_chat, chats, reports, gate={"metric": "accuracy"})
+
+
+def test_a_champion_of_another_task_or_without_its_base_is_an_error_that_says_what_to_do(
+    good_chat: Artifact, small_adapter: Artifact, chats: Artifact, tmp_path: Path
+) -> None:
+    """T16"""
+    with pytest.raises(ArtifactError, match="was trained for task 'classify' and the candidate for 'generate'"):
+        judged(good_chat, chats, tmp_path / "out", champion=small_adapter)
+    folder = tmp_path / "orphan"
+    shutil.copytree(good_chat.path, folder)
+    manifest = {name: value for name, value in good_chat.manifest.items() if name != "files"}
+    seal(folder, {**manifest, "base_model": str(tmp_path / "gone"), "fingerprint": "f"})
+    with pytest.raises(ConfigError, match="the champion cannot be scored as it is served: .*roll back to a version"):
+        judged(good_chat, chats, tmp_path / "out", champion=load(folder))
+
+
+def test_rows_of_no_origin_that_counts_are_an_error(good_chat: Artifact, chats: Artifact, tmp_path: Path) -> None:
+    """T20"""
+    with pytest.raises(ExamplesError, match="no test row of origin rule"):
+        judged(good_chat, chats, tmp_path, origins=("rule",))
+
+
+def test_the_regression_slice_is_always_drawn_and_the_rest_by_hash() -> None:
+    rows = [
+        Example(str(number), "t", (), "g", "human", slices=("regression",) if number < 30 else ())
+        for number in range(200)
+    ]
+    drawn = drawn_rows(rows, 50)
+    assert len(drawn) == 50
+    assert [row.id for row in drawn[:30]] == [str(number) for number in range(30)]
+    more = drawn_rows(rows, 60)
+    assert {row.id for row in drawn} < {row.id for row in more}
+    assert drawn_rows(rows, 10) == rows[:30]
+    assert drawn_rows(rows, None) == rows
