@@ -1,0 +1,24 @@
+"""``python -m pipelines.basemodel FOLDER``: train the base model from scratch, or go on where it was stopped."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pipelines.basemodel.pretrain import Recipe, pretrain
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0 when the model is there."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.basemodel", description=__doc__)
+    parser.add_argument("folder", type=Path, help="where tokenizer, state and model are kept")
+    parser.add_argument("--tokens", type=int, default=Recipe().tokens, help="tokens to train on")
+    parser.add_argument("--learning-rate", type=float, default=Recipe().learning_rate)
+    chosen = parser.parse_args(arguments)
+    recipe = Recipe(tokens=chosen.tokens, learning_rate=chosen.learning_rate)
+    model = pretrain(recipe, chosen.folder, tell=lambda line: print(line, flush=True))  # noqa: T201 - a command
+    print(model)  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,702 @@
+"""A synthetic language of products, policies, companies, code reviews and appointments, with questions about it.
+
+Every name, number, date and phrasing is drawn anew, so that a model can only answer by copying from the text before
+it. What is drawn for measuring shares no name, value or template with what is drawn for training: names and values are
+told apart by a hash, templates and words by their place in their list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipelines.basemodel import vocabulary as words
+from pipelines.prompt import Message, PromptSettings, build_messages
+
+REFUSAL = PromptSettings().refusal
+"""What the model says where the text does not tell."""
+
+_SETTINGS = PromptSettings()
+_OTHER_PROMPTS = (
+    "Answer from the text below.\n\n{context}\n\n{question}",
+    "Information:\n\n{context}\n\n{question}",
+    "Read this first.\n\n{context}\n\nNow answer: {question}",
+    "{context}\n\nQuestion: {question}\nAnswer from the text above.",
+    "Documents:\n\n{context}\n\nUse them to answer. {question}",
+)
+_SYSTEMS = (
+    "",
+    "",
+    "You answer questions of customers.",
+    "You are a careful assistant.",
+    "Answer in one sentence.",
+    "You help the staff of {company}.",
+    "You answer from documents only. If they do not say it, say that you do not know.",
+    "Be brief and correct.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """Something that a text says: the ``attribute`` of a ``subject`` has a ``value``."""
+
+    subject: str
+    attribute: str
+    value: str
+    statement: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A question on retrieved texts, with the answer to it."""
+
+    context: tuple[str, ...]
+    question: str
+    answer: str
+    value: str | None
+    """What a right answer contains; None where the texts do not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What can be said of one kind of subject."""
+
+    subject: Callable[[Draw], str]
+    title: tuple[str, ...]
+    attributes: tuple[_Attribute, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Attribute:
+    name: str
+    value: Callable[[Draw], str]
+    statements: tuple[str, ...] = ()
+    questions: tuple[str, ...] = ()
+
+
+_STATEMENTS = (
+    "The {a} of {s} is {v}.",
+    "- {A}: {v}",
+    "{A}: {v}",
+    "{S} has a {a} of {v}.",
+    "| {A} | {v} |",
+    "{S}: {a} {v}.",
+    "With {s}, the {a} is {v}.",
+    "Its {a} is {v}.",
+    "- {a}: **{v}**",
+    "The {a} is {v}.",
+    "For {s} the {a} was set to {v}.",
+    "{A} ({s}): {v}.",
+    "As for the {a} of {s}, it is {v}.",
+    "We give the {a} of {s} as {v}.",
+)
+_QUESTIONS = (
+    "What is the {a} of {s}?",
+    "What {a} does {s} have?",
+    "Tell me the {a} of {s}.",
+    "I need the {a} of {s}.",
+    "{S}: what is the {a}?",
+    "Which {a} does {s} have?",
+    "Do you know the {a} of {s}?",
+    "What about the {a} of {s}?",
+    "Please give me the {a} of {s}.",
+    "Can you look up the {a} of {s}?",
+    "What does it say about the {a} of {s}?",
+    "How is the {a} of {s} stated?",
+)
+_ANSWER = "The {a} of {s} is {v}."
+
+
+class Draw:
+    """Draws everything at random, for training or for measuring."""
+
+    def __init__(self, seed: int, *, held_out: bool = False) -> None:
+        self.random = random.Random(seed)  # noqa: S311 - nothing secret
+        self.held_out = held_out
+
+    def of(self, options: Sequence[str]) -> str:
+        """One of a list: of its last fifth for measuring, of the rest for training."""
+        cut = len(options) - max(1, len(options) // 5)
+        return self.random.choice(options[cut:] if self.held_out else options[:cut])
+
+    def made(self, make: Callable[[], str]) -> str:
+        """What ``make`` gives, drawn until its hash says that it belongs to this half."""
+        while True:
+            text = make()
+            if (hashlib.sha256(text.encode()).digest()[0] < 51) == self.held_out:
+                return text
+
+    def number(self, low: int, high: int) -> str:
+        """A whole number."""
+        return self.made(lambda: str(self.random.randint(low, high)))
+
+    def word(self) -> str:
+        """A name nobody has heard: two or three syllables."""
+        choose = self.random.choice
+
+        def make() -> str:
+            syllables = self.random.choice((2, 2, 3))
+            parts = [choose(words.ONSETS) + choose(words.NUCLEI) + choose(words.CODAS) for _ in range(syllables)]
+            return "".join(parts).capitalize()
+
+        return self.made(make)
+
+    def person(self) -> str:
+        """First name and family name."""
+        return f"{self.of(words.FIRST_NAMES)} {self.word()}"
+
+    def city(self) -> str:
+        """A place."""
+        return self.made(lambda: self.random.choice(words.CITIES_START) + self.random.choice(words.CITIES_END))
+
+    def company(self) -> str:
+        """Its name."""
+        ending = self.random.choice(("", " Group", " Ltd", " Systems", " Works", " & Co", " Labs", " GmbH"))
+        return self.word() + ending
+
+    def code(self) -> str:
+        """A model or order number."""
+        letters = "".join(self.random.choice("ABCDEFGHKLMNPRSTVWX") for _ in range(self.random.randint(1, 3)))
+        form = self.random.choice(("{l}{n}", "{l}-{n}", "{n}{l}", "{n}", "{l} {n}"))
+        return self.made(lambda: form.format(l=letters, n=self.random.randint(2, 9999)))
+
+    def date(self) -> str:
+        """A day, written in one of three ways."""
+        form = self.random.choice(("{d} {m} {y}", "{y}-{i:02}-{d:02}", "{m} {d}, {y}"))
+
+        def make() -> str:
+            month = self.random.randint(1, 12)
+            day, year = self.random.randint(1, 28), self.random.randint(1990, 2035)
+            return form.format(d=day, m=words.MONTHS[month - 1], y=year, i=month)
+
+        return self.made(make)
+
+    def time(self) -> str:
+        """A time of day."""
+        return self.made(
+            lambda: f"{self.random.randint(6, 21)}:{self.random.choice(('00', '15', '30', '45', '10', '20'))}"
+        )
+
+    def money(self) -> str:
+        """An amount with its currency."""
+        unit = self.random.choice(("EUR", "USD", "euros", "GBP"))
+        form = self.random.choice(("{a}", "{a}.{c:02}", "{a},000"))
+        return self.made(lambda: form.format(a=self.random.randint(3, 990), c=self.random.randint(5, 99)) + f" {unit}")
+
+    def quantity(self, *units: str, low: int = 2, high: int = 900) -> str:
+        """A number with one of the units."""
+        unit = self.random.choice(units)
+        decimal = self.random.random() < 0.25
+
+        def make() -> str:
+            whole = self.random.randint(low, high)
+            return f"{whole}.{self.random.randint(1, 9)} {unit}" if decimal else f"{whole} {unit}"
+
+        return self.made(make)
+
+    def span(self) -> str:
+        """A length of time."""
+        return self.quantity("days", "weeks", "months", "years", "hours", "working days", "minutes", high=90)
+
+
+def _q(*units: str, low: int = 2, high: int = 900) -> Callable[[Draw], str]:
+    return lambda draw: draw.quantity(*units, low=low, high=high)
+
+
+def _one_of(options: Sequence[str]) -> Callable[[Draw], str]:
+    return lambda draw: draw.of(options)
+
+
+_PRODUCT = (
+    _Attribute(
+        "weight",
+        _q("kg", "g"),
+        ("{S} weighs {v}.", "At {v}, {s} is easy to carry.", "{S} comes to {v} on the scale."),
+        ("How heavy is {s}?", "What does {s} weigh?", "How much does {s} weigh?", "Give me the weight of {s}."),
+    ),
+    _Attribute(
+        "price",
+        Draw.money,
+        ("{S} costs {v}.", "You pay {v} for {s}.", "{S} is sold for {v}.", "{S} is offered at {v}."),
+        ("How much is {s}?", "What does {s} cost?", "How much does {s} cost?", "What do I pay for {s}?"),
+    ),
+    _Attribute(
+        "voltage",
+        _q("V", "volts"),
+        ("{S} runs on {v}.", "{S} needs {v}."),
+        ("What voltage does {s} need?", "On how many volts does {s} run?"),
+    ),
+    _Attribute(
+        "power",
+        _q("W", "kW", "watts"),
+        ("{S} draws {v}.", "{S} takes up to {v}."),
+        ("How much power does {s} draw?", "How many watts does {s} take?"),
+    ),
+    _Attribute(
+        "capacity",
+        _q("litres", "l", "ml", "Ah"),
+        ("{S} holds {v}.", "Up to {v} fit into {s}."),
+        ("How much does {s} hold?", "How much fits into {s}?"),
+    ),
+    _Attribute(
+        "noise level",
+        _q("dB", "dB(A)", high=95),
+        ("{S} makes {v} of noise.", "One hears {s} at {v}."),
+        ("How loud is {s}?", "How noisy is {s}?"),
+    ),
+    _Attribute(
+        "warranty",
+        Draw.span,
+        (
+            "{S} comes with {v} of warranty.",
+            "The maker stands behind {s} for {v}.",
+            "There are {v} of warranty on {s}.",
+        ),
+        ("How long is the warranty of {s}?", "How long does the warranty of {s} last?", "For how long is {s} covered?"),
+    ),
+    _Attribute(
+        "delivery time",
+        Draw.span,
+        ("{S} is delivered within {v}.", "It takes {v} until {s} arrives."),
+        ("How long does delivery of {s} take?", "When does {s} arrive?"),
+    ),
+    _Attribute(
+        "maximum temperature",
+        _q("°C", "degrees", high=400),
+        ("{S} must not get hotter than {v}.", "{S} stands up to {v}."),
+        ("How hot may {s} get?", "What temperature does {s} stand?"),
+    ),
+    _Attribute("protection class", lambda draw: "IP" + draw.number(20, 69)),
+    _Attribute(
+        "colour",
+        _one_of(words.COLOURS),
+        ("{S} is {v}.", "{S} comes in {v}."),
+        ("What colour is {s}?", "In which colour does {s} come?"),
+    ),
+    _Attribute(
+        "housing material",
+        _one_of(words.MATERIALS),
+        ("The housing of {s} is made of {v}.", "{S} has a housing of {v}."),
+        ("What is the housing of {s} made of?", "Which material is the housing of {s}?"),
+    ),
+    _Attribute("length", _q("mm", "cm", "m")),
+    _Attribute("width", _q("mm", "cm")),
+    _Attribute("height", _q("mm", "cm", "m")),
+    _Attribute("cable length", _q("m", "cm")),
+    _Attribute(
+        "firmware version", lambda draw: draw.made(lambda: ".".join(str(draw.random.randint(0, 19)) for _ in range(3)))
+    ),
+    _Attribute("order number", Draw.code),
+    _Attribute("part number", Draw.code),
+    _Attribute("certificate", Draw.code),
+    _Attribute(
+        "release date",
+        Draw.date,
+        ("{S} came out on {v}.", "{S} has been sold since {v}."),
+        ("When did {s} come out?", "Since when is {s} sold?"),
+    ),
+    _Attribute(
+        "supplier",
+        Draw.company,
+        ("{S} is supplied by {v}.", "{v} supplies {s}."),
+        ("Who supplies {s}?", "Where does {s} come from?"),
+    ),
+    _Attribute(
+        "successor",
+        lambda draw: f"{draw.word()} {draw.code()}",
+        ("{S} was followed by the {v}.", "{v} replaces {s}."),
+        ("What replaces {s}?", "What comes after {s}?"),
+    ),
+    _Attribute("pressure", _q("bar", "hPa", "psi")),
+    _Attribute("flow rate", _q("l/min", "m3/h")),
+    _Attribute(
+        "battery life",
+        Draw.span,
+        ("The battery of {s} lasts {v}.", "{S} runs for {v} on one charge."),
+        ("How long does the battery of {s} last?", "How long does {s} run on one charge?"),
+    ),
+    _Attribute(
+        "service interval",
+        Draw.span,
+        ("{S} is serviced every {v}.", "Have {s} serviced every {v}."),
+        ("How often is {s} serviced?", "When is {s} due for service?"),
+    ),
+    _Attribute(
+        "stock",
+        _q("pieces", "units"),
+        ("There are {v} of {s} in stock.", "We hold {v} of {s}."),
+        ("How many of {s} are in stock?", "Is {s} in stock?"),
+    ),
+    _Attribute(
+        "end of support",
+        Draw.date,
+        ("{S} is supported until {v}.", "Support of {s} ends on {v}."),
+        ("Until when is {s} supported?", "When does support of {s} end?"),
+    ),
+)
+
+_POLICY = (
+    _Attribute(
+        "deadline",
+        Draw.span,
+        ("Requests have to be made within {v}.", "There are {v} to hand it in."),
+        ("How long do I have under {s}?", "What time limit does {s} set?"),
+    ),
+    _Attribute("notice period", Draw.span),
+    _Attribute(
+        "fee",
+        Draw.money,
+        ("{S} asks for {v}.", "A charge of {v} is made under {s}."),
+        ("What do I have to pay under {s}?", "What is charged under {s}?"),
+    ),
+    _Attribute(
+        "maximum amount",
+        Draw.money,
+        ("At most {v} are paid back under {s}.", "{S} covers up to {v}."),
+        ("How much is paid at most under {s}?", "Up to what amount does {s} pay?"),
+    ),
+    _Attribute("approval limit", Draw.money),
+    _Attribute(
+        "contact",
+        Draw.person,
+        ("{v} answers questions about {s}.", "Write to {v} about {s}."),
+        ("Whom do I ask about {s}?", "Who answers questions about {s}?"),
+    ),
+    _Attribute(
+        "form",
+        Draw.code,
+        ("Fill in form {v}.", "Use form {v} for it."),
+        ("Which form does {s} ask for?", "Which form do I fill in for {s}?"),
+    ),
+    _Attribute(
+        "retention period",
+        Draw.span,
+        ("Records are kept for {v}.", "Papers are thrown away after {v}."),
+        ("How long are records kept under {s}?", "For how long does {s} keep records?"),
+    ),
+    _Attribute("review cycle", Draw.span),
+    _Attribute(
+        "effective date",
+        Draw.date,
+        ("{S} has been in force since {v}.", "{S} applies from {v}."),
+        ("From when does {s} apply?", "Since when is {s} in force?"),
+    ),
+    _Attribute("version", lambda draw: draw.made(lambda: f"{draw.random.randint(1, 19)}.{draw.random.randint(0, 9)}")),
+    _Attribute("limit per year", _q("days", "times", "requests", high=60)),
+)
+
+_COMPANY = (
+    _Attribute(
+        "head office",
+        Draw.city,
+        ("{S} is based in {v}.", "{S} has its head office in {v}.", "The main site of {s} is in {v}."),
+        ("Where is {s} based?", "In which city is {s}?", "Where does {s} sit?"),
+    ),
+    _Attribute(
+        "founding year",
+        lambda draw: draw.number(1870, 2025),
+        ("{S} was founded in {v}.", "{S} has existed since {v}."),
+        ("When was {s} founded?", "Since when does {s} exist?"),
+    ),
+    _Attribute(
+        "number of employees",
+        lambda draw: draw.number(4, 9800),
+        ("{S} has {v} employees.", "{v} people work for {s}."),
+        ("How many people work for {s}?", "How many employees does {s} have?"),
+    ),
+    _Attribute(
+        "revenue",
+        lambda draw: draw.quantity("million EUR", "million USD"),
+        ("{S} turned over {v} last year.", "Sales of {s} came to {v}."),
+        ("How much did {s} turn over?", "What were the sales of {s}?"),
+    ),
+    _Attribute(
+        "chief executive", Draw.person, ("{v} leads {s}.", "{S} is led by {v}."), ("Who leads {s}?", "Who runs {s}?")
+    ),
+    _Attribute("head of sales", Draw.person),
+    _Attribute(
+        "founder",
+        Draw.person,
+        ("{S} was started by {v}.", "{v} founded {s}."),
+        ("Who founded {s}?", "Who started {s}?"),
+    ),
+    _Attribute(
+        "main trade",
+        _one_of(words.TRADES),
+        ("{S} works in {v}.", "{S} is known for {v}."),
+        ("What does {s} do?", "In which trade is {s}?"),
+    ),
+    _Attribute("largest customer", Draw.company),
+    _Attribute(
+        "parent company",
+        Draw.company,
+        ("{S} belongs to {v}.", "{v} owns {s}."),
+        ("Who owns {s}?", "To whom does {s} belong?"),
+    ),
+    _Attribute("telephone number", lambda draw: "0" + draw.number(200, 999) + " " + draw.number(10000, 999999)),
+    _Attribute(
+        "contract end",
+        Draw.date,
+        ("The contract with {s} ends on {v}.", "{S} is under contract until {v}."),
+        ("When does the contract with {s} end?", "How long is {s} under contract?"),
+    ),
+    _Attribute("funding", lambda draw: draw.quantity("million EUR", "million USD")),
+)
+
+_CODE = (
+    _Attribute(
+        "problem",
+        _one_of(words.PROBLEMS),
+        ("In {s}, {v}.", "Look at {s}: {v}."),
+        ("What is wrong in {s}?", "What is wrong with {s}?"),
+    ),
+    _Attribute(
+        "remedy",
+        _one_of(words.REMEDIES),
+        ("In {s}, better {v}.", "For {s}: {v}."),
+        ("How is {s} to be mended?", "What should be done in {s}?"),
+    ),
+    _Attribute(
+        "line",
+        lambda draw: draw.number(3, 990),
+        ("Line {v} of {s} is meant.", "See line {v} of {s}."),
+        ("Which line of {s} is meant?", "Where in {s} is it?"),
+    ),
+    _Attribute(
+        "reviewer",
+        Draw.person,
+        ("{v} has read {s}.", "{S} was reviewed by {v}."),
+        ("Who has reviewed {s}?", "Who read {s}?"),
+    ),
+    _Attribute(
+        "author", Draw.person, ("{v} wrote {s}.", "{S} was written by {v}."), ("Who wrote {s}?", "Whose work is {s}?")
+    ),
+    _Attribute("test coverage", _q("%", high=99)),
+    _Attribute("ticket", Draw.code),
+    _Attribute("time-out", _q("seconds", "ms", "minutes")),
+    _Attribute("default size", _q("rows", "bytes", "entries", "MB")),
+)
+
+_APPOINTMENT = (
+    _Attribute(
+        "date",
+        Draw.date,
+        ("{S} is on {v}.", "{S} takes place on {v}."),
+        ("On which day is {s}?", "When does {s} take place?"),
+    ),
+    _Attribute(
+        "start time",
+        Draw.time,
+        ("{S} begins at {v}.", "We start {s} at {v}."),
+        ("At what time does {s} begin?", "When does {s} start?"),
+    ),
+    _Attribute(
+        "room",
+        lambda draw: f"{draw.of(words.ROOMS)} {draw.number(1, 400)}",
+        ("{S} is held in {v}.", "Come to {v} for {s}."),
+        ("Where is {s} held?", "In which room is {s}?"),
+    ),
+    _Attribute(
+        "organiser",
+        Draw.person,
+        ("{v} organises {s}.", "{S} was called by {v}."),
+        ("Who organises {s}?", "Who has called {s}?"),
+    ),
+    _Attribute("number of guests", lambda draw: draw.number(2, 400)),
+    _Attribute("budget", Draw.money),
+    _Attribute(
+        "length",
+        lambda draw: draw.quantity("minutes", "hours", high=240),
+        ("{S} takes {v}.", "Plan {v} for {s}."),
+        ("How long does {s} take?", "How long is {s}?"),
+    ),
+    _Attribute(
+        "speaker",
+        Draw.person,
+        ("{v} speaks at {s}.", "The talk at {s} is given by {v}."),
+        ("Who speaks at {s}?", "Who gives the talk at {s}?"),
+    ),
+)
+
+
+def _product(draw: Draw) -> str:
+    kind, brand = draw.of(words.PRODUCTS), draw.word()
+    form = draw.random.choice(("the {b} {c}", "the {b} {c} {k}", "the {b} {k}", "the {k} {b} {c}"))
+    return form.format(b=brand, c=draw.code(), k=kind)
+
+
+def _code(draw: Draw) -> str:
+    name = f"{draw.of(words.CODE_VERBS)}_{draw.of(words.CODE_WORDS)}"
+    if draw.random.random() < 0.5:
+        return f"{name}_{draw.word().lower()}"
+    return f"{draw.word().lower()}_{name}.py"
+
+
+def _part(draw: Draw) -> str:
+    return f"the {draw.of(words.PARTS)} {draw.code()}"
+
+
+_KINDS = (
+    _Kind(_product, ("{S}", "{S}: data sheet", "Data sheet of {s}", "Specification: {s}", "{S} at a glance"), _PRODUCT),
+    _Kind(_product, ("{S}", "Technical data of {s}", "Product: {s}", "All about {s}"), _PRODUCT),
+    _Kind(_part, ("{S}", "Spare part: {s}", "Parts list: {s}"), _PRODUCT),
+    _Kind(
+        lambda d: f"the {d.of(words.TOPICS)} policy of {d.company()}",
+        ("{S}", "Policy", "Rules: {s}", "Staff handbook: {s}"),
+        _POLICY,
+    ),
+    _Kind(lambda d: f"the {d.word()} plan", ("{S}", "Terms of {s}", "Contract terms: {s}"), _POLICY),
+    _Kind(Draw.company, ("{S}", "Profile: {s}", "About {s}", "Account notes on {s}"), _COMPANY),
+    _Kind(_code, ("Review of {s}", "{S}", "Comments on {s}"), _CODE),
+    _Kind(lambda d: f"the {d.word()} meeting", ("{S}", "Invitation to {s}", "Calendar: {s}"), _APPOINTMENT),
+    _Kind(lambda d: f"the {d.word()} workshop", ("{S}", "Programme of {s}", "Notes on {s}"), _APPOINTMENT),
+)
+
+
+def _fill(template: str, subject: str, attribute: str, value: str) -> str:
+    filled = (
+        template.replace("{s}", subject)
+        .replace("{S}", subject[0].upper() + subject[1:])
+        .replace("{a}", attribute)
+        .replace("{A}", attribute[0].upper() + attribute[1:])
+        .replace("{v}", value)
+    )
+    return filled if filled[0] != value[:1] else value[0].upper() + filled[1:]
+
+
+def _fact(draw: Draw, kind: _Kind, subject: str, attribute: _Attribute) -> Fact:
+    name = attribute.name
+    if kind.attributes is _PRODUCT and draw.random.random() < 0.15:  # attributes without end: read, not remembered
+        name = f"{draw.of(words.PARTS)} {name}"
+        attribute = _Attribute(name, attribute.value)
+    value = attribute.value(draw)
+    own_words = bool(attribute.statements) and draw.random.random() < 0.4
+    statement = draw.of(attribute.statements if own_words else _STATEMENTS)
+    own_question = bool(attribute.questions) and draw.random.random() < 0.5
+    question = draw.of(attribute.questions if own_question else _QUESTIONS)
+    return Fact(
+        subject,
+        name,
+        value,
+        _fill(statement, subject, name, value),
+        _fill(question, subject, name, value),
+        _fill(_ANSWER, subject, name, value),
+    )
+
+
+def _sections(draw: Draw, kind: _Kind, subject: str, number: int) -> tuple[str, list[Fact]]:
+    """A text on one subject with so many facts, laid out as documents are."""
+    attributes = draw.random.sample(kind.attributes, min(number, len(kind.attributes)))
+    facts = [_fact(draw, kind, subject, attribute) for attribute in attributes]
+    title = _fill(draw.of(kind.title), subject, "data", "x")
+    lines = [fact.statement for fact in facts]
+    for _ in range(draw.random.choice((0, 0, 1, 1, 2))):
+        filler = draw.of(words.FILLERS)
+        if draw.random.random() < 0.5:
+            filler = f"{subject[0].upper() + subject[1:]} is {draw.of(words.QUALITIES)}."
+        lines.insert(draw.random.randint(0, len(lines)), filler)
+    body: list[str] = []
+    prose: list[str] = []
+    for line in lines:
+        if line[0] in "-|" or (": " in line and not line.endswith(".")):
+            if prose:
+                body.append(" ".join(prose))
+                prose = []
+            body.append(line)
+        else:
+            prose.append(line)
+    if prose:
+        body.append(" ".join(prose))
+    heading = draw.random.choice(("{t}\n\n", "{t}\n\n", "# {t}\n\n", "", "{t}: ", "## {t}\n")).format(t=title)
+    if heading == "" and not any(subject.lower() in line.lower() for line in lines):
+        heading = f"{title}\n\n"
+    if subject.lower() not in heading.lower() and not any(subject.lower() in line.lower() for line in lines):
+        heading = f"{subject[0].upper() + subject[1:]}\n\n{heading}"
+    return heading + "\n".join(body), facts
+
+
+def texts_and_facts(draw: Draw, *, texts: int, facts: int) -> tuple[list[str], list[Fact], list[Fact]]:
+    """Some texts, what they say, and what could be asked of their subjects that they do not say."""
+    told: list[Fact] = []
+    written: list[str] = []
+    absent: list[Fact] = []
+    kinds = (
+        [draw.random.choice(_KINDS)] * texts
+        if draw.random.random() < 0.6
+        else [draw.random.choice(_KINDS) for _ in range(texts)]
+    )
+    for kind in kinds:
+        subject = kind.subject(draw)
+        text, found = _sections(draw, kind, subject, max(1, facts + draw.random.randint(-1, 2)))
+        written.append(text)
+        told += found
+        said = {fact.attribute for fact in found}
+        others = [each for each in kind.attributes if each.name not in said]
+        if others:
+            absent.append(_fact(draw, kind, subject, draw.random.choice(others)))
+        if draw.random.random() < 0.5:  # a subject that no text is about
+            absent.append(_fact(draw, kind, kind.subject(draw), draw.random.choice(kind.attributes)))
+    said_of = {(fact.subject, fact.attribute) for fact in told}
+    return written, told, [fact for fact in absent if (fact.subject, fact.attribute) not in said_of]
+
+
+def case(draw: Draw, *, texts: int = 3, facts: int = 4, absent: bool = False) -> Case:
+    """One question on ``texts`` texts; ``absent``: on something that they do not say."""
+    while True:
+        context, told, untold = texts_and_facts(draw, texts=texts, facts=facts)
+        if absent and untold:
+            return Case(tuple(context), draw.random.choice(untold).question, REFUSAL, None)
+        if not absent:
+            fact = draw.random.choice(told)
+            return Case(tuple(context), fact.question, fact.answer, fact.value)
+
+
+def chat(draw: Draw, *, texts: int, facts: int, questions: int) -> list[Message]:
+    """Texts and questions on them with their answers, as a chat to train on."""
+    context, told, untold = texts_and_facts(draw, texts=texts, facts=facts)
+    asked: list[tuple[str, str]] = []
+    for _ in range(questions):
+        if untold and draw.random.random() < 0.25:
+            asked.append((draw.random.choice(untold).question, REFUSAL))
+            continue
+        fact = draw.random.choice(told)
+        same = [other for other in told if other.subject == fact.subject and other.attribute != fact.attribute]
+        if same and draw.random.random() < 0.1:
+            other = draw.random.choice(same)
+            question = f"What are the {fact.attribute} and the {other.attribute} of {fact.subject}?"
+            answer = f"{fact.answer[:-1]}, and the {other.attribute} is {other.value}."
+            asked.append((question, answer))
+        else:
+            asked.append((fact.question, fact.answer))
+    system = draw.of(_SYSTEMS).replace("{company}", draw.company())
+    found: Sequence[str] = context
+    if draw.random.random() < 0.04:  # nothing was retrieved
+        found, asked = (), [(asked[0][0], REFUSAL)]
+    first, answer = asked[0]
+    settings = _SETTINGS.model_copy(update={"context_tokens": 1_000_000, "system": system})
+    if draw.random.random() < 0.3:
+        settings = settings.model_copy(update={"with_context": draw.of(_OTHER_PROMPTS)})
+    turns = build_messages(settings, [Message("user", first)], found, count_tokens=lambda _: 0)
+    turns.append(Message("assistant", answer))
+    for question, answer in asked[1:]:
+        turns += [Message("user", question), Message("assistant", answer)]
+    return turns
+
+
+def practice(draw: Draw, *, items: int) -> str:
+    """A list of made-up names and numbers, then again in another order: copying, and nothing else."""
+    pairs = []
+    for _ in range(items):
+        value = draw.random.choice((draw.word, draw.code, draw.money, draw.span, draw.person, draw.date))()
+        pairs.append((draw.word(), value))
+    again = draw.random.sample(pairs, len(pairs))
+    return "\n".join(f"{name}: {value}" for name, value in [*pairs, *again])
+
+
+def prose(draw: Draw, *, texts: int) -> str:
+    """Texts alone."""
+    return "\n\n".join(texts_and_facts(draw, texts=texts, facts=5)[0])

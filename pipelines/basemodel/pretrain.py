@@ -1,0 +1,295 @@
+"""Trains the base model from scratch on the synthetic language; seeded, and resumable after a kill.
+
+Copying out of the text before it is all that the model has to learn, and it emerges late: so sequences begin short and
+dense with repeated names (Olsson et al., 2022, arXiv:2209.11895, on the induction heads that copy), and grow.
+Hidden matrices are trained by Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/), others by AdamW.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.basemodel.language import Case, Draw, case, chat, practice, prose
+from pipelines.basemodel.tokenizer import END_OF_TEXT, encode_chat, save_tokenizer, train_tokenizer
+from pipelines.environment import available_cores
+from pipelines.fingerprint import write_json_atomically
+
+_OTHER_TOKENS = 0.15
+"""What a token counts that is no answer's: names and numbers there cannot be foreseen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Size, data and schedule."""
+
+    vocabulary: int = 2048
+    hidden: int = 256
+    layers: int = 6
+    heads: int = 4
+    feed_forward: int = 768
+    context: int = 2048
+    tokens: int = 60_000_000
+    batch_tokens: int = 8192
+    learning_rate: float = 3e-3
+    warmup_steps: int = 100
+    decay_share: float = 0.25
+    """Share of the steps at the end in which the learning rate falls to nothing."""
+    seed: int = 17
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return self.tokens // self.batch_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    until: float
+    """Share of the training at which it ends."""
+    length: int
+    practice: float
+    """Share of sequences that only repeat."""
+    texts: tuple[int, int]
+    facts: tuple[int, int]
+    questions: tuple[int, int]
+
+
+_STAGES = (
+    _Stage(0.10, 256, 0.5, (1, 1), (2, 4), (3, 5)),
+    _Stage(0.30, 256, 0.15, (1, 2), (2, 4), (2, 5)),
+    _Stage(0.70, 512, 0.05, (1, 4), (2, 5), (1, 5)),
+    _Stage(1.01, 1024, 0.03, (2, 5), (3, 6), (1, 4)),
+)
+
+
+def batch(recipe: Recipe, tokenizer: Any, step: int) -> tuple[Any, Any]:
+    """Token ids and the weight of each, int16 and float32 (sequences, length): the same for the same step."""
+    import numpy as np
+
+    share = step / recipe.steps
+    stage = next(stage for stage in _STAGES if share < stage.until)
+    draw = Draw(recipe.seed * 1_000_003 + step)
+    pick = draw.random
+    separator = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    ids: list[int] = []
+    weights: list[float] = []
+    while len(ids) < recipe.batch_tokens:
+        chance = pick.random()
+        if chance < stage.practice:
+            pieces = tokenizer.backend_tokenizer.encode(
+                practice(draw, items=pick.randint(3, max(4, stage.length // 40))), add_special_tokens=False
+            ).ids
+            half = len(pieces) // 2
+            counted = [0.05] * half + [1.0] * (len(pieces) - half)
+        elif chance < stage.practice + 0.04:
+            text = prose(draw, texts=pick.randint(*stage.texts))
+            pieces = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+            counted = [0.3] * len(pieces)
+        else:
+            turns = chat(
+                draw,
+                texts=pick.randint(*stage.texts),
+                facts=pick.randint(*stage.facts),
+                questions=pick.randint(*stage.questions),
+            )
+            pieces, answers = encode_chat(tokenizer, turns)
+            counted = [1.0 if answer else _OTHER_TOKENS for answer in answers]
+        room = stage.length - len(ids) % stage.length
+        if len(pieces) + 1 > room and len(pieces) < stage.length:  # what would be cut in two begins the next sequence
+            ids += [separator] * room
+            weights += [0.0] * room
+        ids += [*pieces, separator]
+        weights += [*counted, 0.0]
+    rows = recipe.batch_tokens // stage.length
+    shape = (rows, stage.length)
+    return (
+        np.array(ids[: recipe.batch_tokens], dtype=np.int16).reshape(shape),
+        np.array(weights[: recipe.batch_tokens], dtype=np.float32).reshape(shape),
+    )
+
+
+def _make_ahead(recipe: Recipe, folder: str, first: int, queue: Any) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for step in range(first, recipe.steps):
+        queue.put(batch(recipe, tokenizer, step))
+
+
+def _batches(recipe: Recipe, folder: Path, first: int) -> Iterator[tuple[Any, Any]]:
+    """Made in a process of its own, a few ahead."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue(16)
+    maker = context.Process(target=_make_ahead, args=(recipe, str(folder), first, queue), daemon=True)
+    maker.start()
+    try:
+        for _ in range(first, recipe.steps):
+            yield queue.get()
+    finally:
+        maker.terminate()
+
+
+def new_model(recipe: Recipe, tokenizer: Any) -> Any:
+    """A Llama with random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(recipe.seed)
+    ids = tokenizer.convert_tokens_to_ids
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=recipe.vocabulary,
+            hidden_size=recipe.hidden,
+            intermediate_size=recipe.feed_forward,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.heads,
+            max_position_embeddings=recipe.context,
+            tie_word_embeddings=True,
+            bos_token_id=ids(tokenizer.bos_token),
+            eos_token_id=ids(tokenizer.eos_token),
+            pad_token_id=ids(tokenizer.pad_token),
+        )
+    )
+
+
+def pretrain(
+    recipe: Recipe, folder: Path, *, tell: Callable[[str], None], every: int = 1000, questions: int = 24
+) -> Path:
+    """Train, or go on where a killed training stopped; the model is in ``<folder>/model`` when it is done."""
+    import torch
+    from transformers import AutoTokenizer
+
+    torch.set_num_threads(available_cores())
+    tokens, state = folder / "tokenizer", folder / "state.pt"
+    if not (tokens / "tokenizer.json").is_file():
+        tell("training the tokenizer")
+        save_tokenizer(train_tokenizer(recipe.vocabulary), tokens)
+    tokenizer = AutoTokenizer.from_pretrained(tokens)
+    model = new_model(recipe, tokenizer)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device).train()
+    matrices = [each for name, each in model.named_parameters() if each.dim() == 2 and "embed" not in name]
+    others = [each for name, each in model.named_parameters() if each.dim() != 2 or "embed" in name]
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=recipe.learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    first, curve = 0, []
+    if state.is_file():
+        saved = torch.load(state, weights_only=True, map_location=device)
+        model.load_state_dict(saved["model"])
+        for optimiser, held in zip(optimisers, saved["optimisers"], strict=True):
+            optimiser.load_state_dict(held)
+        first, curve = saved["step"], saved["curve"]
+        tell(f"going on at step {first} of {recipe.steps}")
+    tell(f"{sum(each.numel() for each in model.parameters()):,} parameters, {recipe.tokens:,} tokens, on {device}")
+
+    started, total, count = time.monotonic(), 0.0, 0
+    for step, (ids, weights) in enumerate(_batches(recipe, tokens, first), start=first):
+        rate = _rate(recipe, step)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+        inputs = torch.from_numpy(ids).to(device, torch.long)
+        counted = torch.from_numpy(weights).to(device)[:, 1:].reshape(-1)
+        with torch.autocast(device, torch.bfloat16):
+            logits = model(input_ids=inputs, use_cache=False).logits[:, :-1]
+        losses = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, recipe.vocabulary).float(), inputs[:, 1:].reshape(-1), reduction="none"
+        )
+        loss = (losses * counted).sum() / counted.sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        answers = counted == 1.0
+        total, count = total + float(losses.detach()[answers].mean()), count + 1
+        if (step + 1) % 50 == 0:
+            seconds = time.monotonic() - started
+            speed = (step + 1 - first) * recipe.batch_tokens / seconds
+            left = (recipe.steps - step - 1) * recipe.batch_tokens / speed
+            curve.append((step + 1, total / count))
+            tell(
+                f"step {step + 1} of {recipe.steps}, answer loss {total / count:.3f}, rate {rate:.1e}, "
+                f"{speed:,.0f} tokens/s, {left / 60:.0f} min left"
+            )
+            total, count = 0.0, 0
+        if (step + 1) % every == 0 or step + 1 == recipe.steps:
+            _save_state(state, model, optimisers, step + 1, curve)
+            tell(f"  held out: {measure(model, tokenizer, questions=questions)}")
+    model.eval()
+    final = folder / "model"
+    model.to("cpu", torch.float16).save_pretrained(final)
+    save_tokenizer(tokenizer, final)
+    write_json_atomically(folder / "recipe.json", {**asdict(recipe), "curve": curve})
+    return final
+
+
+def _rate(recipe: Recipe, step: int) -> float:
+    """Warm up, stay, fall to nothing."""
+    falls = int(recipe.steps * recipe.decay_share)
+    return recipe.learning_rate * min(1.0, (step + 1) / recipe.warmup_steps, (recipe.steps - step) / max(1, falls))
+
+
+def _save_state(path: Path, model: Any, optimisers: list[Any], step: int, curve: list[Any]) -> None:
+    import torch
+
+    scratch = path.with_suffix(".new")
+    states = [optimiser.state_dict() for optimiser in optimisers]
+    torch.save({"model": model.state_dict(), "optimisers": states, "step": step, "curve": curve}, scratch)
+    scratch.replace(path)
+
+
+def measure(model: Any, tokenizer: Any, *, questions: int, seed: int = 1) -> dict[str, float]:
+    """Shares of held-out questions on three texts that are answered rightly, and refused where they do not tell."""
+    draw = Draw(seed, held_out=True)
+    there = [case(draw) for _ in range(questions)]
+    absent = [case(draw, absent=True) for _ in range(questions)]
+    answers = answers_of(model, tokenizer, [*there, *absent])
+    right = sum(each.value is not None and each.value in said for each, said in zip(there, answers, strict=False))
+    refused = sum("do not know" in said for said in answers[questions:])
+    wrongly = sum("do not know" in said for said in answers[:questions])
+    return {
+        "right": round(right / questions, 3),
+        "refused_absent": round(refused / questions, 3),
+        "refused_present": round(wrongly / questions, 3),
+    }
+
+
+def answers_of(model: Any, tokenizer: Any, cases: list[Case], *, maximum: int = 48, at_once: int = 24) -> list[str]:
+    """Greedy answers, through the serving prompt builder."""
+    import torch
+
+    from pipelines.prompt import Message, PromptSettings, build_messages, render
+
+    def count(text: str) -> int:
+        return len(tokenizer(text)["input_ids"])
+
+    prompts = []
+    for each in cases:
+        turns = build_messages(PromptSettings(), [Message("user", each.question)], each.context, count_tokens=count)
+        prompts.append(render(tokenizer, turns))
+    said = []
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(prompts), at_once):
+        asked = tokenizer(
+            prompts[start : start + at_once],
+            return_tensors="pt",
+            add_special_tokens=False,
+            padding=True,
+            padding_side="left",
+            return_token_type_ids=False,
+        ).to(model.device)
+        with torch.inference_mode():
+            made = model.generate(**asked, max_new_tokens=maximum, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        said += tokenizer.batch_decode(made[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+    model.train(was_training)
+    return said

@@ -1,0 +1,62 @@
+"""The synthetic language: what is measured was never trained on, and every answer can be read in the text."""
+
+import pytest
+
+from pipelines.basemodel import vocabulary
+from pipelines.basemodel.language import REFUSAL, Draw, case, chat, practice, texts_and_facts
+
+
+def test_equal_seeds_draw_equal_chats_and_other_seeds_others() -> None:
+    chats = [[chat(Draw(seed), texts=3, facts=4, questions=3) for _ in range(3)] for seed in (4, 4, 5)]
+    assert chats[0] == chats[1]
+    assert chats[0] != chats[2]
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_right_answer_stands_in_the_texts_and_a_refusal_where_it_does_not(held_out: bool) -> None:
+    draw = Draw(7, held_out=held_out)
+    for _ in range(200):
+        found = case(draw)
+        assert found.value is not None
+        assert found.value in found.answer
+        assert any(found.value.lower() in text.lower() for text in found.context)
+        missing = case(draw, absent=True)
+        assert (missing.answer, missing.value) == (REFUSAL, None)
+
+
+def test_what_is_absent_is_said_of_no_subject_of_that_name() -> None:
+    draw = Draw(11)
+    for _ in range(100):
+        _, told, untold = texts_and_facts(draw, texts=3, facts=4)
+        assert not {(each.subject, each.attribute) for each in told} & {
+            (each.subject, each.attribute) for each in untold
+        }
+
+
+def test_training_and_measuring_share_no_name_number_word_or_template() -> None:
+    training, measuring = Draw(1), Draw(1, held_out=True)
+    for make in (Draw.word, Draw.person, Draw.city, Draw.code, Draw.money, Draw.date, Draw.span):
+        trained_on, measured = {make(training) for _ in range(2000)}, {make(measuring) for _ in range(300)}
+        assert not trained_on & measured, make
+    lists = [
+        value
+        for name, value in vars(vocabulary).items()
+        if name.isupper() and name not in ("NUCLEI", "CODAS", "ONSETS")
+    ]
+    for words in lists:
+        assert not {training.of(words) for _ in range(400)} & {measuring.of(words) for _ in range(400)}
+    asked = [
+        {
+            each.question.replace(each.subject, "").replace(each.attribute, "")
+            for _ in range(400)
+            for each in texts_and_facts(draw, texts=1, facts=4)[1]
+        }
+        for draw in (training, measuring)
+    ]
+    assert not asked[0] & asked[1]
+
+
+def test_practice_says_everything_twice() -> None:
+    lines = practice(Draw(3), items=6).splitlines()
+    assert len(lines) == 12
+    assert sorted(lines[:6]) == sorted(lines[6:])

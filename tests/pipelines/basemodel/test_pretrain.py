@@ -1,0 +1,65 @@
+"""Training from scratch: the same batches for the same step, and a killed training goes on as if nothing had been."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.basemodel.pretrain import Recipe, batch, pretrain
+from pipelines.basemodel.tokenizer import save_tokenizer, train_tokenizer
+
+TINY = Recipe(
+    vocabulary=400, hidden=32, layers=1, heads=2, feed_forward=64, tokens=6 * 1024, batch_tokens=1024, warmup_steps=2
+)
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokens")
+    save_tokenizer(train_tokenizer(TINY.vocabulary, chats=100), folder)
+    return folder
+
+
+def train(folder: Path, tokens: Path, *, stop_at: int | None = None) -> dict[str, object]:
+    from safetensors.torch import load_file
+
+    (folder / "tokenizer").parent.mkdir(parents=True, exist_ok=True)
+    if not (folder / "tokenizer").exists():
+        (folder / "tokenizer").symlink_to(tokens)
+    told = 0
+
+    def tell(line: str) -> None:
+        nonlocal told
+        told += "held out" in line
+        if stop_at is not None and told == stop_at:
+            raise KilledError
+
+    final = pretrain(TINY, folder, tell=tell, every=2, questions=1)
+    return load_file(final / "model.safetensors")
+
+
+def test_the_same_step_always_gives_the_same_batch_and_counts_answers_most(tokens: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokens)
+    ids, weights = batch(TINY, tokenizer, 3)
+    again, _ = batch(TINY, tokenizer, 3)
+    assert (ids == again).all()
+    assert ids.shape == weights.shape
+    assert ids.size == TINY.batch_tokens
+    assert weights.max() == 1.0
+    assert (weights[ids == tokenizer.bos_token_id] == 0).all()
+
+
+def test_a_training_that_is_stopped_ends_as_one_that_is_not(tokens: Path, tmp_path: Path) -> None:
+    import torch
+
+    whole = train(tmp_path / "whole", tokens)
+    with pytest.raises(KilledError):
+        train(tmp_path / "stopped", tokens, stop_at=1)
+    resumed = train(tmp_path / "stopped", tokens)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
