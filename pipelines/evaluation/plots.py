@@ -103,7 +103,7 @@ def slice_differences(differences: Mapping[str, tuple[int, Difference | None]], 
         axes.errorbar([found.value], [place], xerr=_whiskers([found]), fmt="o", color=colour, capsize=3)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(shown)), [f"{_short(name)} ({rows})" for name, rows, _ in shown], fontsize=9)
-    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_ylim(max(1, len(shown)) - 0.5, -0.5)
     axes.set(xlabel=f"{metric.replace('_', ' ')}: candidate minus {other}")
     axes.grid(axis="x", alpha=0.3)
     return png(figure)

@@ -1,4 +1,4 @@
-"""A tiny chat model of our own sentences: an untuned base of another manner, and adapters trained on it, once a session.
+"""A tiny chat model of our own sentences: a base of another manner, and adapters trained on it, once a session.
 
 The base is taught a manner of its own, in full; the adapters learn on it by peft as they would anywhere.
 """

@@ -139,7 +139,7 @@ def test_another_template_in_the_adapter_is_refused(good_chat: Artifact, tmp_pat
         tmp_path / "template",
         lambda folder: (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}"),
     )
-    with pytest.raises(ArtifactError, match="was trained with chat template .* bring that template back"):
+    with pytest.raises(ArtifactError, match=r"was trained with chat template .* bring that template back"):
         load_chat_model(other)
 
 
@@ -160,12 +160,15 @@ def test_an_adapter_whose_tensors_have_no_place_is_refused(good_chat: Artifact, 
 
     def rename(folder: Path) -> None:
         tensors = load_file(folder / "adapter_model.safetensors")
-        first = sorted(tensors)[0]
+        first = min(tensors)
         tensors[first.replace("layers.0", "layers.7")] = tensors.pop(first)
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
     lost = altered(good_chat, tmp_path / "lost", rename)
-    with pytest.raises(ArtifactError, match="tensors that did not load as stored"):
+    with (
+        pytest.warns(UserWarning, match="missing adapter keys"),
+        pytest.raises(ArtifactError, match="tensors that did not load as stored"),
+    ):
         _ = load_chat_model(lost).model
 
 

@@ -11,6 +11,8 @@ from pipelines.artifacts import MANIFEST, Artifact, load, seal
 from pipelines.errors import ArtifactError, ExamplesError
 from pipelines.evaluation.settings import EvaluationSettings, GateSettings
 from pipelines.evaluation.suite import evaluate
+from pipelines.fingerprint import fingerprint
+from tests.pipelines.conftest import train_quickly
 
 SETTINGS = EvaluationSettings(gate=GateSettings(metric="accuracy", minimum_rows=10))
 
@@ -75,6 +77,57 @@ def test_a_deliberately_bad_model_is_refused(
     assert per_class["praise"]["recall"] == 0
     assert per_class["praise"]["support"] == 8
     assert per_class["delivery"]["recall"] > 0.5
+
+
+@pytest.fixture(scope="module")
+def flipped_set(small_set: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """``small_set`` with 30 % of the training labels flipped, and with slices."""
+    folder = tmp_path_factory.mktemp("flipped") / "training_set"
+    folder.mkdir()
+    categories = small_set.manifest["categories"]
+    content = {}
+    for split in ("train", "validation", "test"):
+        rows = [json.loads(line) for line in (small_set.path / f"{split}.jsonl").read_text().splitlines()]
+        for number, row in enumerate(rows):
+            if split == "train" and number % 10 < 3:
+                row["labels"] = [categories[(categories.index(row["labels"][0]) + 1) % len(categories)]]
+            row["slices"] = [f"half={number % 2}", *(["regression"] if number < 12 else [])]
+        content[split] = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(content[split])
+    facts = {name: small_set.manifest[name] for name in ("kind", "categories", "multi_label", "rows")}
+    seal(folder, {"fingerprint": fingerprint(content), **facts})
+    return load(folder)
+
+
+def test_a_flip_of_30_percent_of_the_new_labels_is_refused_and_every_slice_is_told(
+    flipped_set: Artifact, small_adapter: Artifact, tmp_path: Path
+) -> None:
+    """T7, T14, T18"""
+    candidate = train_quickly(flipped_set, tmp_path / "adapters")
+    gate = GateSettings(minimum_rows=10, slice_floors={"half=1": 1.0, "half=2": 0.1}, maximum_calibration_error=1e-9)
+    settings = EvaluationSettings(gate=gate, origins=("human", "model"))
+    artifact = judged(candidate, flipped_set, tmp_path / "out", champion=small_adapter, settings=settings)
+    report, reasons = report_of(artifact), artifact.manifest["verdict"]["reasons"]
+    assert artifact.manifest["verdict"]["passed"] is False
+    assert reasons[0].startswith("not surely better than the champion: macro-f1")
+    assert any("no held-out row is of slice 'half=2'" in reason for reason in reasons)
+    assert any(reason.startswith("calibration error 0.") for reason in reasons)
+    assert report["slices"].keys() == {"half=0", "half=1", "regression", "origin=human", "origin=model"}
+    on_slice = report["slices"]["regression"]["macro_f1"]
+    assert {name: found["rows"] for name, found in on_slice.items()} == dict.fromkeys(
+        ("candidate", "champion", "base"), 12
+    )
+    assert 0 <= report["calibration_error_before"] <= 1
+    assert report["abstention"]["coverage"] == 1.0
+    found = report["metrics"]["accuracy"]["candidate"]
+    assert found["low"] <= found["value"] == report["abstention"]["accuracy_where_answered"] <= found["high"]
+
+
+def test_a_champion_that_generates_cannot_be_compared_with_a_classifier(
+    small_set: Artifact, small_adapter: Artifact, good_chat: Artifact, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtifactError, match="for task 'generate' and the candidate for 'classify': no score compares"):
+        judged(small_adapter, small_set, tmp_path, champion=good_chat)
 
 
 def test_the_same_model_again_does_not_replace_itself(
