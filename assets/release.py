@@ -6,7 +6,6 @@ exporting asset is skipped, and what depends on it with it.
 Concept: https://docs.dagster.io/guides/build/assets
 """
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,10 +16,24 @@ from assets.metadata import picture, table
 from assets.naming import named
 from pipelines import artifacts
 from pipelines.declaration import Declaration
+from pipelines.errors import GateRefusedError
+from pipelines.evaluation.approval import approve, may_export
 from pipelines.evaluation.suite import evaluate
 from pipelines.release.export import export
 from pipelines.release.registry import champion, publish
 from pipelines.stores import Stores
+
+
+class CandidateConfig(dg.Config):
+    """A person's word on the candidate, where the gate asks for one."""
+
+    approved: bool | None = None
+    """Left out: nobody says anything now; what was said before holds."""
+    author: str | None = None
+    """Who says so."""
+    note: str | None = None
+    """Why."""
+
 
 COMPUTE_POOL = "compute"
 """Heavy on the CPU: two at once slow each other down."""
@@ -80,18 +93,20 @@ def gguf_model_asset(declaration: Declaration) -> dg.AssetsDefinition:
         deps=[dg.AssetKey([use_case, "evaluation_report"])],
         kinds={"gguf"},
         description="The adapter merged into its base, converted to GGUF, quantised and compared with the original. "
-        "Skipped when the gate refused the candidate.",
+        "Skipped when the gate refused the candidate, or a person has not approved it yet.",
         pool=COMPUTE_POOL,
         output_required=False,
     )
     def gguf_model(
-        context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]
+        context: dg.AssetExecutionContext, config: CandidateConfig, stores: dg.ResourceParam[Stores]
     ) -> Iterator[dg.MaterializeResult]:
         with permanent_failures():
             report = artifacts.latest(stores.catalog, use_case, "evaluation_report")
-            verdict = report.manifest["verdict"]
-            if not verdict["passed"]:
-                context.log.warning(f"Not exported: the gate refused the candidate. {' '.join(verdict['reasons'])}")
+            if config.approved is not None:
+                approve(stores.catalog, use_case, report, config.approved, config.author, config.note)
+            allowed, reason = may_export(report, stores.catalog, declaration.evaluation.gate)
+            if not allowed:
+                context.log.warning(f"Not exported: {reason}")
                 return
             gguf = export(
                 artifacts.latest(stores.catalog, use_case, "lora_adapter"),
@@ -136,10 +151,14 @@ def published_model_asset(declaration: Declaration) -> dg.AssetsDefinition:
     )
     def published_model(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         with permanent_failures():
+            report = artifacts.latest(stores.catalog, use_case, "evaluation_report")
+            allowed, reason = may_export(report, stores.catalog, declaration.evaluation.gate)
+            if not allowed:
+                raise GateRefusedError(f"not published: {reason}")
             version = publish(
                 artifacts.latest(stores.catalog, use_case, "gguf_model"),
                 artifacts.latest(stores.catalog, use_case, "lora_adapter"),
-                artifacts.latest(stores.catalog, use_case, "evaluation_report"),
+                report,
                 use_case=use_case,
                 registry_url=stores.environment.registry_url,
             )
@@ -158,26 +177,18 @@ def published_model_asset(declaration: Declaration) -> dg.AssetsDefinition:
 
 
 def _evaluation_metadata(report: artifacts.Artifact) -> dict[str, Any]:
-    details = json.loads((report.path / "report.json").read_text(encoding="utf-8"))
     scores: dict[str, dict[str, float]] = report.manifest["scores"]
-    metrics = list(scores["candidate"])
-    classes = {who: {row["category"]: row for row in found["per_class"]} for who, found in details["scores"].items()}
+    pictures = {path.stem: picture(path.read_bytes(), path.stem) for path in sorted(report.path.glob("*.png"))}
+    tables = {
+        path.stem: dg.MetadataValue.md(path.read_text(encoding="utf-8")) for path in sorted(report.path.glob("*.md"))
+    }
     return {
         "dagster/row_count": report.manifest["rows"],
         "dagster/uri": str(report.path),
         "verdict": " ".join(report.manifest["verdict"]["reasons"]),
         **{f"{who}_{metric}": value for who, found in scores.items() for metric, value in found.items()},
-        "scores": table(
-            ("model", *metrics), [(who, *(found[name] for name in metrics)) for who, found in scores.items()]
-        ),
-        "per_class_f1": table(
-            ("category", "rows", *classes),
-            [
-                (name, row["support"], *(classes[who][name]["f1"] for who in classes))
-                for name, row in classes["candidate"].items()
-            ],
-        ),
-        "confusion": picture((report.path / "confusion.png").read_bytes(), "candidate on the held-out rows"),
+        **tables,
+        **pictures,
     }
 
 

@@ -76,6 +76,22 @@ def retrain_job(declaration: Declaration) -> AssetJob:
     )
 
 
+def approve_candidate_job(declaration: Declaration) -> AssetJob:
+    """Say yes (or, by its configuration, no) to a candidate that passed the gate; then it is exported and published."""
+    use_case = declaration.name
+    return dg.define_asset_job(
+        f"{use_case}_approve_candidate",
+        selection=dg.AssetSelection.assets(
+            *(dg.AssetKey([use_case, name]) for name in ("gguf_model", "published_model"))
+        ),
+        description=f"Approves the candidate of {use_case} that passed the gate, then exports and publishes it; with "
+        "approved: false, refuses it.",
+        tags={USE_CASE_TAG: use_case},
+        config={"ops": {f"{use_case}__gguf_model": {"config": {"approved": True}}}},
+        executor_def=dg.in_process_executor,
+    )
+
+
 class RollbackConfig(dg.Config):
     """Which version to go back to."""
 

@@ -16,6 +16,7 @@ from assets.release import evaluation_report_asset, gguf_model_asset, parity_che
 from pipelines.declaration import Declaration
 from pipelines.environment import Environment
 from pipelines.jobs import (
+    approve_candidate_job,
     approve_deletions_job,
     audit_index_job,
     forget_job,
@@ -80,5 +81,7 @@ class UseCase(Declaration, dg.Component, dg.Resolvable):
             ]
             checks.append(parity_check(self))
             jobs += [retrain, rollback_job(self)]
+            if self.evaluation.gate.approval:
+                jobs.append(approve_candidate_job(self))
             sensors.append(retraining_sensor(self, self.labels, retrain, running=running))
         return dg.Definitions(assets=assets, asset_checks=checks, jobs=jobs, schedules=schedules, sensors=sensors)

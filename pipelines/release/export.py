@@ -53,6 +53,12 @@ def export(
             f"serve {settings.serve!r} is not written; quantisations: {', '.join(settings.quantisations)}"
         )
     adapter, training_set = load(adapter.path), load(training_set.path)
+    task = adapter.manifest.get("task", "classify")
+    if task != "classify":
+        raise ExportError(
+            f"{adapter.path} was trained for task {task!r}, and only classifiers are exported to GGUF: use the adapter "
+            "itself, with peft and transformers"
+        )
     trained_on = adapter.manifest["training_set"]
     if trained_on != training_set.fingerprint:
         raise ArtifactError(
