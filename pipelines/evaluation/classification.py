@@ -14,6 +14,7 @@ from pipelines.evaluation.gate import OnSlice, decide
 from pipelines.evaluation.metrics import (
     Difference,
     Measured,
+    Scores,
     expected_calibration_error,
     measured,
     paired_bootstrap,
@@ -21,7 +22,7 @@ from pipelines.evaluation.metrics import (
     scores,
 )
 from pipelines.evaluation.plots import class_bars, confusion, confusion_matrix, metric_bars, slice_differences
-from pipelines.evaluation.report import Judged, as_champion, slices_of
+from pipelines.evaluation.report import Judged, as_champion, cell, slices_of
 from pipelines.evaluation.settings import ClassificationMetric, EvaluationSettings, deciding_metric
 from pipelines.labels.examples import Example
 from pipelines.training.dataset import indicators
@@ -105,6 +106,7 @@ def judge_classifiers(
         files={
             **judged.files,
             "confusion.png": picture,
+            "per_class.md": _per_class(found).encode(),
             "predictions.jsonl": "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode(),
         },
     )
@@ -174,6 +176,18 @@ def _judged(
             "slices.png": slice_differences(shown, metric=deciding, other=other),
         },
     )
+
+
+def _per_class(found: Mapping[str, Scores]) -> str:
+    """Markdown: precision, recall and F1 of the candidate by category, and the others' F1."""
+    others = [name for name in found if name != "candidate"]
+    lines = ["| category | rows | precision | recall | F1 | " + " | ".join(f"F1 of {name}" for name in others) + " |"]
+    lines.append("|" + "---|" * (5 + len(others)))
+    for number, one in enumerate(found["candidate"].per_class):
+        f1s = [one.f1, *(found[name].per_class[number].f1 for name in others)]
+        numbers = " | ".join(f"{value:.3f}" for value in (one.precision, one.recall, *f1s))
+        lines.append(f"| {cell(one.category)} | {one.support} | {numbers} |")
+    return "\n".join(lines) + "\n"
 
 
 def _calibration(truth: Indicators, chances: NDArray[np.float32], *, multi_label: bool) -> float:

@@ -87,7 +87,7 @@ def metric_bars(metrics: Mapping[str, Mapping[str, Measured | None]]) -> bytes:
             label=model,
         )
     axes.set_yticks(range(len(shown)), [name.replace("_", " ") for name in shown], fontsize=9)
-    axes.set(xlim=(0, 1))
+    axes.set(xlim=(0, 1.02))
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)

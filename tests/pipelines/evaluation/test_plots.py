@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,11 +43,21 @@ def test_scores_by_category_are_drawn_as_bars() -> None:
 
 @pytest.mark.parametrize("validated", [False, True])
 def test_a_loss_curve_is_drawn_from_its_points(validated: bool) -> None:
-    points = [
-        Progress(step, 50, step / 10, 2 / step, 1e-3, 100.0, 10 * step, 1.0 * step, 50.0 - step)
-        for step in range(1, 51)
-    ]
+    first = Progress(
+        step=1,
+        steps=50,
+        epoch=0.1,
+        loss=2.0,
+        learning_rate=1e-3,
+        examples_per_second=100.0,
+        tokens_per_second=1000.0,
+        tokens=10,
+        memory_bytes=2**30,
+        seconds=1.0,
+        seconds_left=49.0,
+    )
+    points = [replace(first, step=step, epoch=step / 10, loss=2 / step) for step in range(1, 51)]
     if validated:
-        points.insert(10, Progress(10, 50, 1.0, 0.3, 1e-3, 100.0, 100, 10.0, 40.0, 0.4, 0.7))
+        points.insert(10, replace(points[9], validation_loss=0.4, validation_score=0.7))
     assert size(loss_curve(points))[0] > 700
     size(loss_curve(points[:1]))
