@@ -11,9 +11,9 @@ news: relations alone). Each measurement is a process of its own; medians of thr
 included.
 
 Beside it, on ``SAMPLE`` of the same texts and scaled up to 100,000, what one would write instead: a loop with a
-pydantic model and presidio's AnalyzerEngine for each row (``benchmarks.peers.presidio``; its import is not counted), without
-near-copies, relations and documentation; and ``judge`` called for one row at a time. Presidio is a peer: it is reported
-as missing where the Python that ``--peers-python`` names does not have it.
+pydantic model and presidio's AnalyzerEngine for each row (``benchmarks.peers.presidio``; its import is not counted),
+without near-copies, relations and documentation; and ``judge`` called for one row at a time. Presidio is a peer: it is
+reported as missing where the Python that ``--peers-python`` names does not have it.
 
 ``--quick``: a twentieth of everything, once, and scaled up: the import of Great Expectations then counts twenty times.
 """
@@ -31,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,11 @@ class Writer:
         self._random = random.Random(17)
         syllables = [a + b for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "er", "is")]
         self._words = ["".join(self._random.choices(syllables, k=self._random.randint(1, 4))) for _ in range(20_000)]
-        self._weights = [1 / (rank + 10) for rank in range(len(self._words))]
+        self._weights = list(accumulate(1 / (rank + 10) for rank in range(len(self._words))))
         self._last = ""
 
     def words(self, number: int) -> str:
-        return " ".join(self._random.choices(self._words, self._weights, k=number)).capitalize() + "."
+        return " ".join(self._random.choices(self._words, cum_weights=self._weights, k=number)).capitalize() + "."
 
     def text(self, number: int, words: int) -> str:
         if number % 100 == 99:

@@ -94,13 +94,14 @@ def _find(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    found: list[tuple[Finding, ...]] = [()] * len(texts)
-    storable = [text.encode("utf-8", "replace") for text in texts]  # lone surrogates fit no column
+    found: dict[str, tuple[Finding, ...]] = dict.fromkeys(texts, ())  # system texts and contexts come again and again
+    distinct = list(found)
+    storable = [text.encode("utf-8", "replace") for text in distinct]  # lone surrogates fit no column
     column = pa.array(storable, type=pa.binary()).cast(pa.string())
     for place in pc.indices_nonzero(pc.match_substring_regex(column, interesting)).to_pylist():
-        text = texts[place]
-        found[place] = _apart(chain.from_iterable(finder(text) for finder in finders))
-    return found
+        text = distinct[place]
+        found[text] = _apart(chain.from_iterable(finder(text) for finder in finders))
+    return [found[text] for text in texts]
 
 
 def _apart(findings: Iterator[Finding]) -> tuple[Finding, ...]:
@@ -253,7 +254,7 @@ def _telephones(text: str, countries: Sequence[str]) -> Iterator[Finding]:
             other = _DATE_OR_AMOUNT.match(candidate[0]) or _said_before(text, start, _OTHER_NUMBER)
             if other or candidate[0].isdigit():
                 continue
-        for country in (None,) if international else (*countries, None):
+        for country in (None,) if international else countries:
             matches = phonenumbers.PhoneNumberMatcher(
                 candidate[0], country, leniency=phonenumbers.Leniency.STRICT_GROUPING
             )

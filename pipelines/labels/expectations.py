@@ -67,17 +67,8 @@ def suite_fingerprint(
     settings: LabelSettings, *, task: Task = "classify", answer_format: AnswerFormat | None = None
 ) -> str:
     """What the verdicts depend on (64 hex digits); another one means that everything is judged again."""
-    fields = {
-        *(
-            "multi_label",
-            "minimum_characters",
-            "maximum_characters",
-            "minimum_tokens",
-            "maximum_tokens",
-            "expectations",
-        ),
-        *("languages", "personal_data", "phone_countries", "secrets", "near_duplicates"),
-    }
+    row = {"multi_label", "minimum_characters", "maximum_characters", "minimum_tokens", "maximum_tokens", "languages"}
+    fields = row | {"personal_data", "phone_countries", "secrets", "near_duplicates", "expectations"}
     categories = None if settings.categories is None else sorted(settings.categories)
     wanted = None if answer_format is None else answer_format.model_dump(mode="json")
     return fingerprint(_SUITE, task, wanted, categories, settings.model_dump(mode="json", include=fields))
@@ -157,10 +148,9 @@ def _look(settings: LabelSettings, rows: Sequence[Candidate], task: Task, answer
             columns["cut"][place] = seems_cut(answer)
     if settings.languages is not None:
         columns["language"] = [None] * len(rows)
-        for place, said in zip(
-            readable, _other_languages(settings.languages, [rows[p] for p in readable]), strict=True
-        ):
-            columns["language"][place] = said
+        others = _other_languages(settings.languages, [rows[place] for place in readable])
+        for place, other in zip(readable, others, strict=True):
+            columns["language"][place] = other
     _screen(settings, rows, readable, columns, masked)
     if answer_format is not None:
         for place in readable if task == "generate" else ():
@@ -191,43 +181,44 @@ def _screen(
     """Look for personal data and secrets; say what stands where, and mask it where that is wanted."""
     from pipelines.labels.detectors import Finding, find_personal_data, find_secrets, mask
 
-    def secrets(texts: Sequence[str]) -> list[tuple[Finding, ...]]:
-        return find_secrets(texts) if settings.secrets != "off" else [()] * len(texts)
-
-    def personal(texts: Sequence[str]) -> list[tuple[Finding, ...]]:
-        if settings.personal_data == "off":
-            return [()] * len(texts)
+    def find(column: str, texts: Sequence[str]) -> list[tuple[Finding, ...]]:
+        if column == "secrets":
+            return find_secrets(texts)
         return find_personal_data(texts, phone_countries=settings.phone_countries)
 
-    def cleaned(text: str) -> str:
-        if settings.secrets == "mask":
-            text = mask(text, secrets([text])[0])
-        return mask(text, personal([text])[0]) if settings.personal_data == "mask" else text
-
     parts = [(place, where, text) for place in readable for where, text in _parts(rows[place])]
-    texts = [text for _, _, text in parts]
+    handlings = {"secrets": settings.secrets, "personal_data": settings.personal_data}
     to_mask: set[int] = set()
-    for column, handling, found in (
-        ("personal_data", settings.personal_data, personal(texts)),
-        ("secrets", settings.secrets, secrets(texts)),
-    ):
+    for column, handling in handlings.items():
+        columns[column] = [None] * len(rows)
+        if handling == "off":
+            continue
         said: dict[int, dict[str, None]] = {}
-        for (place, where, _), findings in zip(parts, found, strict=True):
+        for (place, where, _), findings in zip(parts, find(column, [text for _, _, text in parts]), strict=True):
             for finding in findings:
                 said.setdefault(place, {})[f"{finding.kind} in the {where}"] = None
-        columns[column] = [None] * len(rows)
         for place, kinds in said.items():
             columns[column][place] = ", ".join(kinds)
         to_mask |= said.keys() if handling == "mask" else set()
+    texts = list({text: None for place in sorted(to_mask) for text in (rows[place].text, *_texts(rows[place]))})
+    cleaned = texts
+    for column, handling in handlings.items():
+        if handling == "mask" and texts:
+            cleaned = [mask(text, found) for text, found in zip(cleaned, find(column, cleaned), strict=True)]
+    clean = dict(zip(texts, cleaned, strict=True))
     for place in to_mask:
         row = rows[place]
         masked[place] = replace(
             row,
-            text=cleaned(row.text),
-            messages=tuple(Message(turn.role, cleaned(turn.content)) for turn in row.messages),
-            rejected=None if row.rejected is None else cleaned(row.rejected),
-            context=None if row.context is None else tuple(cleaned(text) for text in row.context),
+            text=clean[row.text],
+            messages=tuple(Message(turn.role, clean[turn.content]) for turn in row.messages),
+            rejected=None if row.rejected is None else clean[row.rejected],
+            context=None if row.context is None else tuple(clean[text] for text in row.context),
         )
+
+
+def _texts(row: Candidate) -> list[str]:
+    return [text for _, text in _parts(row)]
 
 
 _FENCED = re.compile(r"```.*?(?:```|$)|`[^`]*`|https?://\S+", re.DOTALL)

@@ -72,7 +72,7 @@ def relate(settings: LabelSettings, rows: Sequence[Candidate], task: Task) -> di
     most_trusted: dict[Hashable, Candidate] = {}
     for question, row in zip(questions, rows, strict=True):
         best = most_trusted.setdefault(question, row)
-        if ORIGINS.index(row.origin) < ORIGINS.index(best.origin):
+        if _rank(row) < _rank(best):
             most_trusted[question] = row
     said: dict[Hashable, dict[Hashable, str]] = defaultdict(dict)
     for question, answer, row in zip(questions, answers, rows, strict=True):
@@ -104,6 +104,11 @@ def relate(settings: LabelSettings, rows: Sequence[Candidate], task: Task) -> di
     if task == "generate":
         _open_ends(rows, kept, relations["ends_open"].particulars)
     return relations
+
+
+def _rank(row: Candidate) -> int:
+    """Most trusted first; of a row that was released by hand the origin may be anything."""
+    return ORIGINS.index(row.origin) if row.origin in ORIGINS else len(ORIGINS)
 
 
 def _question(row: Candidate) -> Hashable:

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from pipelines.labels.candidate import Candidate
-from pipelines.labels.expectations import RELATION_KINDS, judge
+from pipelines.labels.expectations import RELATION_KINDS, Judgement, judge
 from pipelines.labels.relations import relate
 from pipelines.labels.settings import Expectation, LabelSettings
 from pipelines.labels.similarity import NearCopies, sign
@@ -88,3 +89,10 @@ def test_what_an_expectation_says_among_rows_is_a_relation_and_sees_every_sound_
             "not met among all rows: expect_column_values_to_be_unique, column='author'",
         ]
         assert judgement.reasons[0].partition(": ")[0] in RELATION_KINDS
+
+
+def test_a_released_row_of_unknown_origin_is_trusted_least() -> None:
+    released = replace(row("Where is my parcel", "billing"), origin="robot", judged=Judgement([], [], None))
+    first, second = judge(SETTINGS, [released, row("Where is my parcel", at="a:2")])
+    assert first.reasons == ["same text labelled by a more trusted origin: human at a:2"]
+    assert second.reasons == []
