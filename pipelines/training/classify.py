@@ -103,7 +103,7 @@ def fit_classifier(
             sampler = AlikeLengths([len(row["input_ids"]) for row in data], settings.batch_size, seed=settings.seed)
             loader: Any = torch.utils.data.DataLoader(
                 data,  # type: ignore[arg-type]  # a list will do
-                settings.batch_size,
+                self.args.per_device_train_batch_size,
                 sampler=sampler,
                 collate_fn=padded,
                 pin_memory=torch.cuda.is_available(),
@@ -113,7 +113,7 @@ def fit_classifier(
     trainer = GroupedTrainer(
         model=model,
         args=arguments(
-            settings, work, rows=settings.batch_size, bf16=precision == "bf16", validate=bool(validation_rows)
+            settings, work, at_once=settings.batch_size, bf16=precision == "bf16", validate=bool(validation_rows)
         ),
         train_dataset=data,
         eval_dataset=encoded(validation_rows) if validation_rows else None,

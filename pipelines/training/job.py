@@ -6,20 +6,24 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipelines.artifacts import MANIFEST, Artifact, alone, load, seal, writing
-from pipelines.errors import ArtifactError, PermanentError
+from pipelines.errors import ArtifactError, ConfigError, PermanentError
 from pipelines.evaluation.classifier import base_hashes, quiet_transformers
-from pipelines.fingerprint import fingerprint
+from pipelines.fingerprint import fingerprint, write_text_atomically
 from pipelines.models import model_folder
 from pipelines.prompt import PromptSettings
 from pipelines.settings import Settings
 from pipelines.training.classify import fit_classifier
 from pipelines.training.dataset import training_set_at
 from pipelines.training.generate import fit_chat
+from pipelines.training.memory import Estimate, check_disk, estimate
+from pipelines.training.processes import devices, together
 from pipelines.training.progress import PROGRESS, Progress
 from pipelines.training.settings import ClassifySettings, FineTune, GenerateSettings
 
@@ -54,19 +58,30 @@ def adapter_fingerprint(job: TrainingJob, training_set: Artifact, base_files: Ma
     )
 
 
-def train(job: TrainingJob, *, progress: Callable[[Progress], None]) -> Artifact:
+def train(
+    job: TrainingJob,
+    *,
+    progress: Callable[[Progress], None],
+    started: Callable[[Estimate], None] = lambda _: None,
+    processes: int | None = None,
+) -> Artifact:
     """Fine-tune and return the finished adapter; one made from equal inputs before is returned as it is.
 
-    A training that was killed goes on from its last checkpoint. ``progress`` is called about every second; what it
-    raises ends the training.
+    A training that was killed goes on from its last checkpoint.
+
+    Args:
+        job: what to train.
+        progress: called about every second; what it raises ends the training.
+        started: called before the base is loaded, with what the training will need.
+        processes: that train together, one a GPU; they divide ``batch_size``. None: as many as there are GPUs.
 
     Raises:
         ArtifactError: the training set is incomplete or altered.
         ExamplesError: it has too little to learn from.
-        ConfigError: the base model is not there, or has no layers of the names to adapt.
+        ConfigError: the base model is not there, has no layers of the names to adapt, or does not fit into memory.
         LockedError: another training writes to the same folder.
-        TrainingError: the loss is not finite, or training ended early.
-        TrainingInterruptedError: it was told to end (SIGTERM), and has left a checkpoint.
+        TrainingError: the loss is not finite, training ended early, or there is no room on the disk.
+        TrainingInterruptedError: it was told to end (SIGTERM), or one of several processes ended.
     """
     training_set = training_set_at(job.training_set)
     base = model_folder(job.settings.base_model, job.settings.base_revision)
@@ -78,19 +93,46 @@ def train(job: TrainingJob, *, progress: Callable[[Progress], None]) -> Artifact
         if finished is not None:
             return finished
         _tidy(job.output, work)
+        count = devices(job.settings.batch_size) if processes is None else processes
+        if job.settings.batch_size % count:
+            raise ConfigError(f"batch_size {job.settings.batch_size} cannot be shared evenly by {count} processes")
         try:
             with writing(folder) as scratch, quiet_transformers():
-                if isinstance(job.settings, GenerateSettings):
-                    fitted = fit_chat(job.settings, job.prompt, training_set, base, scratch, work, progress)
-                else:
-                    fitted = fit_classifier(job.settings, training_set, base, scratch, work, progress)
+                needs = estimate(job.settings, training_set, base, processes=count)
+                check_disk(job.output, needs.disk_bytes)
+                started(needs)
+                write_text_atomically(work / "job.json", job.model_dump_json())
+                with together(count, work / "job.json"):
+                    fitted = _fit(job, training_set, base, scratch, work, progress)
                 shutil.copyfile(work / PROGRESS, scratch / PROGRESS)
-                seal(scratch, {**_manifest(job, key, training_set, base_files), **fitted})
+                manifest = _manifest(job, key, training_set, base_files)
+                seal(scratch, {**manifest, "processes": count, "estimate": asdict(needs), **fitted})
         except PermanentError:  # going on from its checkpoints would end the same way
             shutil.rmtree(work, ignore_errors=True)
             raise
         shutil.rmtree(work)
         return load(folder)
+
+
+def assist(job: TrainingJob, work: Path) -> None:
+    """Train as one of several processes, beside the first, which holds the lock and reports; what comes out is its."""
+    training_set = training_set_at(job.training_set)
+    base = model_folder(job.settings.base_model, job.settings.base_revision)
+    with TemporaryDirectory() as scratch, quiet_transformers():
+        _fit(job, training_set, base, Path(scratch), work, lambda _: None)
+
+
+def _fit(
+    job: TrainingJob,
+    training_set: Artifact,
+    base: Path,
+    scratch: Path,
+    work: Path,
+    progress: Callable[[Progress], None],
+) -> dict[str, Any]:
+    if isinstance(job.settings, GenerateSettings):
+        return fit_chat(job.settings, job.prompt, training_set, base, scratch, work, progress)
+    return fit_classifier(job.settings, training_set, base, scratch, work, progress)
 
 
 def _tidy(output: Path, work: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.errors import TrainingError
 from pipelines.training.checkpoints import checkpointing, last_checkpoint, stopping_on_sigterm
+from pipelines.training.memory import shares
 from pipelines.training.processes import processes
 from pipelines.training.settings import FineTuneSettings
 
@@ -16,20 +17,21 @@ def arguments(
     settings: FineTuneSettings,
     work: Path,
     *,
-    rows: int,
-    accumulation: int = 1,
+    at_once: int,
     bf16: bool,
     validate: bool,
     **particular: Any,
 ) -> Any:
     """``TrainingArguments`` of either task; ``particular`` ones win.
 
-    ``rows`` and ``accumulation`` are those of one process: see ``pipelines.training.memory.shares``.
+    An optimiser step takes ``settings.batch_size`` examples in all: at most ``at_once`` at a time in each process, and
+    the gradients of several times added up.
     """
     import torch
     from transformers import TrainingArguments
 
     on_cpu = not torch.cuda.is_available()
+    rows, accumulation = shares(settings.batch_size, at_once, processes())
     common: dict[str, Any] = {
         "output_dir": str(work),
         "num_train_epochs": settings.epochs,
