@@ -197,6 +197,16 @@ examples = sa.Table(
 )
 """Everything submitted, each accepted or quarantined with its reasons."""
 
+sa.Index(  # the oldest that waits, at once
+    "examples_waiting",
+    examples.c.use_case,
+    examples.c.state,
+    examples.c.split,
+    examples.c.received_at,
+    sqlite_where=examples.c.trained_at.is_(None),
+    postgresql_where=examples.c.trained_at.is_(None),
+)
+
 example_reviews = sa.Table(
     "example_reviews",
     metadata,
@@ -272,6 +282,7 @@ def open_catalog(url: str) -> sa.Engine:
         sa.event.listen(engine, "connect", _prepare_sqlite)
     metadata.create_all(engine)
     _add_missing_columns(engine)
+    _add_missing_indexes(engine)
     return engine
 
 
@@ -293,6 +304,19 @@ def _add_missing_columns(engine: sa.Engine) -> None:
                     column.name, column.type, nullable=column.nullable, server_default=column.server_default
                 )
                 operations.add_column(table_name, added)
+
+
+def _add_missing_indexes(engine: sa.Engine) -> None:
+    """The same for indexes: ``create_all`` makes those of new tables only."""
+    inspector = sa.inspect(engine)
+    missing = []
+    for table in metadata.sorted_tables:
+        held = {index["name"] for index in inspector.get_indexes(table.name)}
+        missing += [index for index in table.indexes if index.name not in held]
+    if missing:
+        with engine.begin() as connection:
+            for index in missing:
+                connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
