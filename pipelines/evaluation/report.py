@@ -78,7 +78,7 @@ def summary(judged: Judged) -> str:
     """Markdown for people: the verdict, every metric with its interval, and the deciding one by slice."""
     models = [name for name in ("candidate", "champion", "base") if any(name in row for row in judged.metrics.values())]
     lines = [f"**{'passed' if judged.verdict.passed else 'refused'}** on {judged.verdict.rows} held-out rows", ""]
-    lines += [f"- {reason}" for reason in judged.verdict.reasons]
+    lines += [f"- {cell(reason, 2000)}" for reason in judged.verdict.reasons]  # they quote names of slices
     lines += ["", *_table("metric", judged.metrics.items(), models)]
     metric = judged.verdict.metric
     by_slice = [(name, table[metric]) for name, table in judged.slices.items() if metric in table]

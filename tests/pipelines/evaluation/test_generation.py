@@ -80,6 +80,19 @@ def test_the_untuned_base_answers_in_its_own_manner_to_the_same_prompts(
     assert all(answer.text.startswith("maybe the") for answer in said)
 
 
+def test_each_model_is_prompted_as_its_own_manifest_says(
+    good_chat: Artifact, held_out: list[Example], tmp_path: Path
+) -> None:
+    """T12"""
+    prompt = {"system": "Obey .", "with_context": "{question} : {context}", "context_tokens": 9}
+    other = load_chat_model(altered(good_chat, tmp_path / "other", lambda _: None, prompt=prompt))
+    row = next(row for row in held_out if row.context)
+    question, context = row.messages[0].content, row.context[0]
+    assert other.chat(row) == [Message("system", "Obey ."), Message("user", f"{question} : [1] {context}")]
+    assert load_chat_model(good_chat).chat(row)[0] == Message("system", "You are kind .")
+    assert other.context(row) == (f"[1] {context}",)
+
+
 def test_an_answer_that_does_not_end_is_cut_and_called_so(endless_chat: Artifact, held_out: list[Example]) -> None:
     """T11"""
     model = load_chat_model(endless_chat)

@@ -117,6 +117,9 @@ def test_a_flip_of_30_percent_of_the_new_labels_is_refused_and_every_slice_is_to
     assert {name: found["rows"] for name, found in on_slice.items()} == dict.fromkeys(
         ("candidate", "champion", "base"), 12
     )
+    table = (artifact.path / "per_class.md").read_text().splitlines()
+    assert table[0] == "| category | rows | precision | recall | F1 | F1 of champion | F1 of base |"
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| delivery", "| refund", "| repair"]
     assert 0 <= report["calibration_error_before"] <= 1
     assert report["abstention"]["coverage"] == 1.0
     found = report["metrics"]["accuracy"]["candidate"]
