@@ -9,7 +9,8 @@ from typing import get_args
 
 from pipelines.prompt import Message, Role
 
-_FENCE = re.compile(r"^[ \t>]*(```|~~~)", re.MULTILINE)
+_FENCE = re.compile(r"`{3,}|^[ \t>]*~{3,}", re.MULTILINE)
+_OPENS = re.compile(r"[ \t>]*[`~]{3,}[\w+#.-]*[ \t]*(?:\n|$)")
 _CUT_CHARACTERS = ",;:([{-–—/&+="
 _CUT_WORDS = re.compile(  # no sentence ends with these
     r"\s(?:a|an|the|and|or|but|of|with|from|into|because|whereas|if|than|every|und|oder|aber|der|den|dem|das|ein|eine|einen"
@@ -38,7 +39,8 @@ def wrong_turns(messages: Sequence[Message]) -> str | None:
 
 def breaks_off(answer: str) -> str | None:
     """What an answer leaves open, surely."""
-    if len(_FENCE.findall(answer)) % 2:
+    fences = list(_FENCE.finditer(answer))
+    if len(fences) % 2 and _OPENS.match(answer, fences[-1].start()):
         return "unclosed code fence"
     text = answer.strip()
     if text[:1] in ("{", "[") and not _is_json(text):
