@@ -11,7 +11,8 @@ from pipelines.prompt import Message, Role
 
 _FENCE = re.compile(r"`{3,}|^[ \t>]*~{3,}", re.MULTILINE)
 _OPENS = re.compile(r"[ \t>]*[`~]{3,}[\w+#.-]*[ \t]*(?:\n|$)")
-_CUT_CHARACTERS = ",;:([{-–—/&+="
+_CUT_CHARACTERS = tuple(",:([{-–—")
+_SMILEY = re.compile(r"[:;=]['-]?[(\[{]$|:[\w+-]+:$|--$")
 _CUT_WORDS = re.compile(  # no sentence ends with these
     r"\s(?:a|an|the|and|or|but|of|with|from|into|because|whereas|if|than|every|und|oder|aber|der|den|dem|das|ein|eine|einen"
     r"|mit|von|weil|et|ou|le|les|des|une|avec|el|los|las|una|que)$"
@@ -70,17 +71,15 @@ def _is_json(text: str) -> bool:
 def seems_cut(answer: str) -> str | None:
     """What an answer ends with that ends no sentence."""
     text = answer.rstrip()
-    if text.endswith(("```", "~~~")):
-        return None
-    if text[-1:] and text[-1] in _CUT_CHARACTERS and not text.endswith(("---", ":-)", ":)", "++")):
+    if text.endswith(_CUT_CHARACTERS) and not _SMILEY.search(text):
         return repr(text[-1])
     word = _CUT_WORDS.search(text)
     return repr(word[0].strip()) if word else None
 
 
 def ends_open(answer: str) -> bool | None:
-    """Whether a sentence ends without punctuation; None where it is no prose, or too short to need any."""
+    """Whether a sentence ends without punctuation; None where it is no prose, too short to need any, or cut."""
     text = answer.rstrip()
-    if len(text) < 40 or _MARKUP.search(text):
+    if len(text) < 40 or _MARKUP.search(text) or seems_cut(text):
         return None
     return not _CLOSING.search(text)

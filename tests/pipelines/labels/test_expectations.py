@@ -103,6 +103,7 @@ def test_different_labels_of_one_text_are_no_contradiction_where_several_are_all
 
 
 def test_a_persons_label_beats_a_rules_and_a_rules_beats_a_models() -> None:
+    """T20."""
     rows = [
         row("The same words", "billing", origin="model", at="a:1"),
         row("The same words", "shipping", at="a:2"),

@@ -271,6 +271,7 @@ def test_a_verdict_that_still_holds_is_not_made_again_but_its_relations_are() ->
 
 
 def test_one_prompt_may_have_several_answers_and_a_persons_beats_a_models() -> None:
+    """T20."""
     rows = [
         chat(at="a:1"),
         chat(answer="It arrives tomorrow.", at="a:2"),
