@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -111,6 +112,8 @@ def train(
             shutil.rmtree(work, ignore_errors=True)
             raise
         shutil.rmtree(work)
+        with suppress(OSError):  # work of other trainings
+            work.parent.rmdir()
         return load(folder)
 
 
