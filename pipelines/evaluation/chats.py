@@ -253,7 +253,24 @@ def _judged(
             "answers.jsonl": "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode(),
             "samples.md": _side_by_side(rows, spoken, values, deciding, other).encode(),
         },
+        notes=_notes(spoken, style, limit),
     )
+
+
+def _notes(spoken: Mapping[str, _Spoken], style: Style | None, limit: int) -> list[str]:
+    losses = [f"{name} {said.loss:.3f}" for name, said in spoken.items() if said.loss is not None]
+    if style is None:
+        manner = "Style was not measured: too few different training answers."
+    else:
+        manner = (
+            f"Style was learned from {style.training_answers} training answers; the held-out reference answers "
+            f"themselves score {style.references:.3f}, and are told from the base's with AUC {style.auc:.3f}."
+        )
+    return [
+        f"Mean loss of the reference answers, in nats a token: {', '.join(losses) or 'not measured'}.",
+        manner,
+        f"Answers were cut at {limit} tokens.",
+    ]
 
 
 def _value(found: Measured | None) -> float | None:

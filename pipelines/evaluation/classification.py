@@ -97,6 +97,17 @@ def judge_classifiers(
         counts = confusion(truth, predictions["candidate"])
         details["confusion"] = counts.tolist()
         picture = confusion_matrix(counts, categories)
+    share = details["abstention"]
+    notes = [
+        f"Calibration error {calibration['candidate']:.3f} ({before:.3f} before calibration), of the base "
+        f"{calibration['base']:.3f}."
+    ]
+    if not multi_label:
+        right = share["accuracy_where_answered"]
+        notes.append(
+            f"Answered {share['coverage']:.1%} of the rows"
+            + (f", {right:.1%} of these rightly." if right is not None else ".")
+        )
     lines = _lines(rows, categories, predictions, chances)
     return Judged(
         verdict=judged.verdict,
@@ -109,6 +120,7 @@ def judge_classifiers(
             "per_class.md": _per_class(found).encode(),
             "predictions.jsonl": "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode(),
         },
+        notes=notes,
     )
 
 

@@ -32,6 +32,8 @@ class Judged:
     """What else ``report.json`` says, in JSON types."""
     files: Mapping[str, bytes]
     """Pictures, tables and predictions, by file name."""
+    notes: Sequence[str] = ()
+    """What else people should know, a line each."""
 
     def scores(self) -> dict[str, dict[str, float]]:
         """By model, by metric; what could not be measured is left out."""
@@ -84,6 +86,7 @@ def summary(judged: Judged) -> str:
     by_slice = [(name, table[metric]) for name, table in judged.slices.items() if metric in table]
     if by_slice:
         lines += ["", f"{metric.replace('_', '-')} by slice:", "", *_table("slice", by_slice, models)]
+    lines += ["", *(f"- {cell(note)}" for note in judged.notes)] if judged.notes else []
     return "\n".join(lines) + "\n"
 
 

@@ -101,6 +101,8 @@ def evaluate(
                 "suite": SUITE,
                 "adapter": candidate.fingerprint,
                 "adapter_files": dict(candidate.manifest["files"]),
+                "prompt": candidate.manifest.get("prompt"),
+                "template_hash": candidate.manifest.get("template_hash"),
                 "training_set": training_set.fingerprint,
                 "champion": None if champion is None else champion.fingerprint,
                 "settings": settings.model_dump(mode="json"),
@@ -121,17 +123,22 @@ def report_fingerprint(
     champion: Artifact | None,
     settings: EvaluationSettings,
 ) -> str:
-    """What a report is made from: exactly these adapter files, rows, champion files and settings."""
+    """What a report is made from: exactly these adapters' files and prompts, these rows and settings."""
     return fingerprint(
         "evaluation_report",
         SUITE,
         use_case,
         candidate.fingerprint,
-        dict(candidate.manifest["files"]),
+        *_served(candidate),
         training_set.fingerprint,
-        None if champion is None else dict(champion.manifest["files"]),
+        None if champion is None else [champion.fingerprint, *_served(champion)],
         settings.model_dump(mode="json"),
     )
+
+
+def _served(adapter: Artifact) -> tuple[dict[str, str], dict[str, Any] | None]:
+    """What decides how an adapter answers: its files, and the prompt that its manifest states."""
+    return dict(adapter.manifest["files"]), adapter.manifest.get("prompt")
 
 
 def _task(adapter: Artifact) -> Task:

@@ -15,7 +15,7 @@ from pipelines.evaluation.chats import drawn_rows
 from pipelines.evaluation.gate import decided_again
 from pipelines.evaluation.generation import ChatModel
 from pipelines.evaluation.settings import EvaluationSettings, GateSettings
-from pipelines.evaluation.suite import ANSWERS, evaluate
+from pipelines.evaluation.suite import ANSWERS, evaluate, report_fingerprint
 from pipelines.labels.examples import Example
 
 GATE: dict[str, Any] = {"minimum_rows": 20}
@@ -84,7 +84,11 @@ def test_a_tuned_model_passes_against_its_base_with_every_metric_measured(
     lines = [json.loads(line) for line in (artifact.path / "answers.jsonl").read_text().splitlines()]
     assert len(lines) == human
     assert lines[0]["answers"].keys() == {"candidate", "base"}
-    assert "| token_f1 |" in (artifact.path / "summary.md").read_text()
+    shown = (artifact.path / "summary.md").read_text()
+    assert "| token_f1 |" in shown
+    assert "- Answers were cut at 64 tokens." in shown
+    assert manifest["prompt"] == good_chat.manifest["prompt"]
+    assert manifest["template_hash"] == good_chat.manifest["template_hash"]
 
 
 def test_answers_trained_to_other_questions_are_refused_with_the_worst_side_by_side(
@@ -156,6 +160,16 @@ def test_a_format_that_the_use_case_asks_for_is_measured_and_a_floor_on_it_holds
     artifact = judged(load(folder), chats, tmp_path / "out", gate={"floors": {"valid_format": 0.9}})
     assert artifact.manifest["scores"]["candidate"]["valid_format"] == pytest.approx(0.5, abs=0.05)
     assert "valid-format 0.500 is below its floor of 0.900" in artifact.manifest["verdict"]["reasons"]
+
+
+def test_another_prompt_makes_another_report(good_chat: Artifact, chats: Artifact) -> None:
+    """T12, T15: the prompt is in the manifest, which no file hash covers."""
+    facts = {"use_case": "shop", "champion": None, "settings": EvaluationSettings()}
+    manifest = {**good_chat.manifest, "prompt": {**good_chat.manifest["prompt"], "system": "Obey ."}}
+    other = Artifact(good_chat.path, manifest)
+    made = [report_fingerprint(candidate, chats, **facts) for candidate in (good_chat, other)]
+    made += [report_fingerprint(good_chat, chats, **{**facts, "champion": champion}) for champion in (good_chat, other)]
+    assert len(set(made)) == 4
 
 
 def test_a_metric_that_could_not_be_measured_is_no_pass(good_chat: Artifact, chats: Artifact, reports: Path) -> None:
