@@ -1,19 +1,42 @@
-"""Does evaluation see what training saw? Groups in two splits, and copies or near-copies across them."""
+"""Does evaluation see what training saw? Groups in two splits, and copies or near-copies across them.
+
+Texts are compared by their sets of neighbouring words. Every pair of a Jaccard similarity of ``SIMILAR`` and more is
+found, not only probably: two sets so similar share one of the few rarest members of each (prefix filtering: Chaudhuri,
+Ganti, Kaushik, 2006, "A primitive operator for similarity joins in data cleaning"; Bayardo, Ma, Srikant, 2007,
+"Scaling up all pairs similarity search"), so only texts that share a rare pair of words are compared at all.
+
+Of chats the prompts count. Answers do not: support answers repeat, and a model that gives the right answer to another
+question has learnt something. Word pairs that many prompts have are an instruction around what is asked, and no sign of
+a copy.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pipelines.artifacts import Artifact
 from pipelines.labels.examples import SPLITS, Example, Split, normalised, read_split
-from pipelines.labels.similarity import NearCopies, sign
+from pipelines.labels.similarity import SIMILAR
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Numbers = npt.NDArray[np.int64]
+
+HELD_OUT: tuple[Split, ...] = ("validation", "test")
+
+_BOILERPLATE_SHARE = 0.05  # of all prompts have a pair of words: it is an instruction's
+_BOILERPLATE_ROWS = 20  # and no fewer than so many
+_TOGETHER = 2_000_000  # pairs of texts that are compared at a time
 
 
 @dataclass(frozen=True, slots=True)
 class LeakedPair:
-    """A training row and the held-out row that it gives away."""
+    """A training row and a held-out row that it gives away."""
 
     held_out_split: Split
     held_out: Example
@@ -29,7 +52,7 @@ class LeakageReport:
     groups: dict[str, tuple[Split, ...]]
     """Groups that are in more than one split."""
     pairs: tuple[LeakedPair, ...]
-    """Copies and near-copies, most similar first."""
+    """Every training row that repeats a held-out one, with one of each split that it repeats; most similar first."""
 
     @property
     def clean(self) -> bool:
@@ -55,7 +78,8 @@ class LeakageReport:
 def find_leakage(artifact: Artifact) -> LeakageReport:
     """Compare test and validation rows of a training set with its training rows: what is found blocks training."""
     by_split = {split: read_split(artifact, split) for split in SPLITS}
-    return LeakageReport(_shared_groups(by_split), tuple(leaked_pairs(by_split)))
+    pairs = leaked_pairs(by_split, chats=artifact.manifest.get("task") == "generate")
+    return LeakageReport(_shared_groups(by_split), tuple(pairs))
 
 
 def _shared_groups(by_split: Mapping[Split, Sequence[Example]]) -> dict[str, tuple[Split, ...]]:
@@ -70,20 +94,136 @@ def _shared_groups(by_split: Mapping[Split, Sequence[Example]]) -> dict[str, tup
     }
 
 
-def leaked_pairs(by_split: Mapping[Split, Sequence[Example]]) -> list[LeakedPair]:
-    """Copies and near-copies of held-out texts in training, most similar first: see ``pipelines.labels.similarity``."""
-    train: dict[str, list[Example]] = defaultdict(list)
-    for example in by_split["train"]:
-        train[normalised(example.text)].append(example)
-    texts = list(train)
-    index = NearCopies()
-    for number, text in enumerate(sign(texts)):
-        index.add(number, text)
+def leaked_pairs(by_split: Mapping[Split, Sequence[Example]], *, chats: bool = False) -> list[LeakedPair]:
+    """Training rows whose text nearly repeats a held-out one, once for each split, most similar first."""
+    rows: dict[Split, dict[str, list[Example]]] = {split: defaultdict(list) for split in SPLITS}
+    numbers: dict[str, int] = {}
+    for split, found in by_split.items():
+        for example in found:
+            text = normalised(example.text)
+            if not text:  # a chat of which the system's text asks everything
+                continue
+            numbers.setdefault(text, len(numbers))
+            rows[split][text].append(example)
+    texts = list(numbers)
+    shingles = _Shingles(texts, without_boilerplate=chats)
+    train = [numbers[text] for text in rows["train"]]
     pairs: list[LeakedPair] = []
-    held_out: tuple[Split, ...] = ("validation", "test")
-    for split in held_out:
-        signed = sign([example.text for example in by_split[split]])
-        for example, text in zip(by_split[split], signed, strict=True):
-            for similarity, number in index.find(text):
-                pairs += [LeakedPair(split, example, other, similarity) for other in train[texts[number]]]
+    for split in HELD_OUT:
+        held_out = [numbers[text] for text in rows[split]]
+        for similarity, known, copy in shingles.near(held_out, train):
+            first = rows[split][texts[known]][0]
+            pairs += [LeakedPair(split, first, other, similarity) for other in rows["train"][texts[copy]]]
     return sorted(pairs, key=lambda pair: (-pair.similarity, pair.held_out.id, pair.train.id))
+
+
+class _Shingles:
+    """The sets of neighbouring words of texts, each as a run of numbers in one array, the rarest first.
+
+    A number is a pair's place when pairs are sorted by how many texts have them, so that sorting a set by numbers puts
+    the rarest first.
+    """
+
+    def __init__(self, texts: Sequence[str], *, without_boilerplate: bool) -> None:
+        import numpy as np
+
+        words: dict[str, int] = {}
+        sets: list[Numbers] = []
+        for text in texts:
+            said = np.array([words.setdefault(word, len(words)) for word in text.split()], dtype=np.int64)
+            following = said[1:] if len(said) > 1 else said
+            sets.append(np.unique(said[: max(1, len(said) - 1)] << 32 | following))
+        lengths = np.array([len(members) for members in sets], dtype=np.int64)
+        flat = np.concatenate(sets) if sets else np.empty(0, dtype=np.int64)
+        del sets
+        _, places, counts = np.unique(flat, return_inverse=True, return_counts=True)
+        rank = np.empty(len(counts), dtype=np.int64)
+        rank[np.argsort(counts, kind="stable")] = np.arange(len(counts))
+        of_text = np.repeat(np.arange(len(lengths)), lengths)
+        ranks = rank[places]
+        self._members_known = max(1, len(counts))
+        if without_boilerplate:
+            usual = counts[places] > max(_BOILERPLATE_ROWS, _BOILERPLATE_SHARE * len(texts))
+            left = np.bincount(of_text[~usual], minlength=len(lengths))
+            keep = ~usual | (left[of_text] == 0)  # a prompt that says nothing else is compared by all of it
+            of_text, ranks = of_text[keep], ranks[keep]
+            lengths = np.bincount(of_text, minlength=len(lengths))
+        self._members = ranks[np.lexsort((ranks, of_text))]
+        self._lengths = lengths
+        self._starts = np.concatenate([[0], np.cumsum(lengths)])
+
+    def near(self, held_out: Sequence[int], train: Sequence[int]) -> Iterator[tuple[float, int, int]]:
+        """Similarity, held-out text and training text, for each training text that is near a held-out one."""
+        import numpy as np
+
+        copies = set(held_out) & set(train)
+        yield from ((1.0, number, number) for number in sorted(copies))
+        left = np.array([number for number in train if number not in copies], dtype=np.int64)
+        members, owners = self._prefixes(left)
+        order = np.argsort(members, kind="stable")
+        members, owners = members[order], owners[order]
+        open_ = np.zeros(len(self._lengths), dtype=bool)
+        open_[left] = True
+        asked, askers = self._prefixes(np.array(held_out, dtype=np.int64))
+        first, last = np.searchsorted(members, asked), np.searchsorted(members, asked, side="right")
+        ends = np.cumsum(last - first)
+        done = 0
+        while done < len(asked):  # as many members at once as make no more pairs than fit
+            base = ends[done - 1] if done else 0
+            until = max(done + 1, int(np.searchsorted(ends, base + _TOGETHER)))
+            counts = (last - first)[done:until]
+            one = np.repeat(askers[done:until], counts)
+            places = np.arange(len(one)) + np.repeat(first[done:until] - (ends[done:until] - counts - base), counts)
+            other = owners[places]
+            done = until
+            fits = open_[other]
+            one, other = one[fits], other[fits]
+            short = np.minimum(self._lengths[one], self._lengths[other])
+            fits = short >= SIMILAR * np.maximum(self._lengths[one], self._lengths[other])
+            pairs = np.unique(np.stack([one[fits], other[fits]]), axis=1)
+            for similarity, known, copy in self._similar(pairs[0], pairs[1]):
+                if open_[copy]:
+                    open_[copy] = False
+                    yield similarity, known, copy
+
+    def _prefixes(self, texts: Numbers) -> tuple[Numbers, Numbers]:
+        """The rarest members of each text, so many that a near-copy shares one of them, and the text of each."""
+        import numpy as np
+
+        lengths = self._lengths[texts]
+        sizes = lengths - np.ceil(SIMILAR * lengths - 1e-9).astype(np.int64) + 1
+        sizes = np.minimum(sizes, lengths)
+        owners = np.repeat(texts, sizes)
+        offsets = np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return self._members[self._starts[owners] + offsets], owners
+
+    def _similar(self, one: Numbers, other: Numbers) -> Iterator[tuple[float, int, int]]:
+        """Of pairs of texts those that are near each other."""
+        import numpy as np
+
+        both = self._lengths[one] + self._lengths[other]
+        ends = np.cumsum(both)
+        done = 0
+        while done < len(one):
+            base = ends[done - 1] if done else 0
+            until = max(done + 1, int(np.searchsorted(ends, base + _TOGETHER)))
+            some = slice(done, until)
+            done = until
+            # What a pair has in common stands there twice.
+            found = np.sort(np.concatenate([self._numbered(one[some]), self._numbered(other[some])]))
+            common = np.bincount(
+                found[1:][found[1:] == found[:-1]] // self._members_known, minlength=until - some.start
+            )
+            similarity = common / (both[some] - common)
+            near = np.flatnonzero(similarity >= SIMILAR)
+            near = near[np.argsort(-similarity[near], kind="stable")]
+            yield from zip(similarity[near].tolist(), one[some][near].tolist(), other[some][near].tolist(), strict=True)
+
+    def _numbered(self, texts: Numbers) -> Numbers:
+        """The members of each of ``texts``, told apart by its place among them."""
+        import numpy as np
+
+        lengths = self._lengths[texts]
+        places = np.repeat(np.arange(len(texts)), lengths)
+        offsets = np.arange(len(places)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return places * self._members_known + self._members[self._starts[texts][places] + offsets]

@@ -10,7 +10,8 @@ import pytest
 from pipelines.artifacts import Artifact, latest, load
 from pipelines.errors import ArtifactError, ExamplesError
 from pipelines.labels.examples import SPLITS, Example, read_split
-from pipelines.labels.snapshot import diff, freeze_training_set
+from pipelines.labels.difference import diff
+from pipelines.labels.snapshot import freeze_training_set
 
 Letters = Callable[..., list[dict[str, Any]]]
 
@@ -43,7 +44,7 @@ def test_a_training_set_holds_every_accepted_example_in_its_split(inbox: Any, le
     assert {example.id: split for split in SPLITS for example in read_split(artifact, split)} == stored
     manifest = artifact.manifest
     assert artifact.path.name == manifest["fingerprint"]
-    assert (manifest["kind"], manifest["schema"], manifest["use_case"]) == ("training_set", 1, "mail")
+    assert (manifest["kind"], manifest["schema"], manifest["use_case"]) == ("training_set", 2, "mail")
     assert (manifest["categories"], manifest["multi_label"]) == (["billing", "shipping"], False)
     assert manifest["rows"] == {split: list(stored.values()).count(split) for split in SPLITS}
     assert sum(manifest["by_category"]["train"].values()) == manifest["rows"]["train"]
