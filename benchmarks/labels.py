@@ -6,9 +6,9 @@ Made text: words in Zipf's proportions with full stops, in texts of about 12 wor
 questions and answers, about 130 words; one in fifty holds an e-mail address, telephone or card number, one in twenty a
 date, a price or an order number that is none, one in a hundred nearly repeats another. ``judge`` is called as an intake
 calls it: expectations, tokens (where a limit could be missed), personal data, secrets, endings, copies, near-copies,
-Data Docs. Then again with languages checked, and with the verdicts brought along (what an intake costs that only brings
-news: relations alone). Each measurement is a process of its own; medians of three, the import of Great Expectations
-included.
+Data Docs. Then again with languages checked (made words are none, so that many are refused), and with the verdicts
+brought along (what an intake costs that only brings news: relations alone). Each measurement is a process of its own;
+medians of three, the import of Great Expectations included.
 
 Beside it, on ``SAMPLE`` of the same texts and scaled up to 100,000, what one would write instead: a loop with a
 pydantic model and presidio's AnalyzerEngine for each row (``benchmarks.peers.presidio``; its import is not counted),

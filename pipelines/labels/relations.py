@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from pipelines.labels.answers import ends_open
 from pipelines.labels.candidate import Candidate
@@ -13,6 +14,7 @@ from pipelines.labels.settings import LabelSettings
 from pipelines.training.settings import Task
 
 _MOSTLY = 0.8  # share of answers with closing punctuation from which its lack is odd
+_NAMED = 5  # others that a row is told of
 _ENOUGH = 20  # answers from which there is a "most"
 
 
@@ -67,8 +69,9 @@ def relate(settings: LabelSettings, rows: Sequence[Candidate], task: Task) -> di
         for name, kind in _KINDS[task].items()
         if name not in off
     }
-    questions = [_question(row) for row in rows]
-    answers = [_answer(row) for row in rows]
+    chats = task == "generate"
+    questions = [_question(row) if chats else row.text.strip() for row in rows]
+    answers: list[Hashable] = [row.answer.strip() if chats else row.labels for row in rows]
     most_trusted: dict[Hashable, Candidate] = {}
     for question, row in zip(questions, rows, strict=True):
         best = most_trusted.setdefault(question, row)
@@ -77,16 +80,16 @@ def relate(settings: LabelSettings, rows: Sequence[Candidate], task: Task) -> di
     said: dict[Hashable, dict[Hashable, str]] = defaultdict(dict)
     for question, answer, row in zip(questions, answers, rows, strict=True):
         if row.origin == most_trusted[question].origin:
-            said[question].setdefault(answer, _says(row))
+            said[question].setdefault(answer, row.location if chats else f"{', '.join(row.labels)} at {row.location}")
     splits: dict[str, Candidate] = {}
     first: dict[tuple[Hashable, Hashable], str] = {}
     kept: list[int] = []
     for place, (question, answer, row) in enumerate(zip(questions, answers, rows, strict=True)):
         best, in_split = most_trusted[question], splits.get(row.group, row)
-        others = [other for known, other in said[question].items() if known != answer]
+        others = list(islice((where for known, where in said[question].items() if known != answer), _NAMED))
         if row.origin != best.origin:
             relations["outranked"].particulars[place] = f"{best.origin} at {best.location}"
-        elif others and task == "classify" and not settings.multi_label:
+        elif others and not chats and not settings.multi_label:
             relations["contradicted"].particulars[place] = "; ".join(others)
         elif in_split.split != row.split:
             there = f"{row.split} here, {in_split.split} at {in_split.location}"
@@ -97,11 +100,11 @@ def relate(settings: LabelSettings, rows: Sequence[Candidate], task: Task) -> di
             first[question, answer] = row.location
             splits.setdefault(row.group, row)
             kept.append(place)
-            if others and task == "generate":
-                relations["other_answer"].particulars[place] = "; ".join(others[:5])
+            if others and chats:
+                relations["other_answer"].particulars[place] = "; ".join(others)
     if not off:
         _near_copies(rows, kept, relations)
-    if task == "generate":
+    if chats:
         _open_ends(rows, kept, relations["ends_open"].particulars)
     return relations
 
@@ -112,17 +115,7 @@ def _rank(row: Candidate) -> int:
 
 
 def _question(row: Candidate) -> Hashable:
-    if not row.messages:
-        return row.text.strip()
     return tuple((turn.role, turn.content.strip()) for turn in row.messages[:-1]), row.context
-
-
-def _answer(row: Candidate) -> Hashable:
-    return row.messages[-1].content.strip() if row.messages else row.labels
-
-
-def _says(row: Candidate) -> str:
-    return row.location if row.messages else f"{', '.join(row.labels)} at {row.location}"
 
 
 def _near_copies(rows: Sequence[Candidate], kept: Sequence[int], relations: Mapping[str, Relation]) -> None:

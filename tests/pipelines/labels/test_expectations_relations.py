@@ -65,6 +65,19 @@ def test_a_template_filled_ten_thousand_times_takes_seconds() -> None:
     assert sum(said is not None for said in relations["near"].particulars) == 9_999
 
 
+def test_ten_thousand_answers_to_one_prompt_take_seconds_and_short_words() -> None:
+    def chat(number: int) -> Candidate:
+        turns = (Message("user", "Write a poem"), Message("assistant", f"Poem {number}"))
+        return Candidate("Write a poem", (), "g", True, "train", "human", None, f"a:{number}", None, turns)
+
+    started = time.perf_counter()
+    off = SETTINGS.model_copy(update={"near_duplicates": "off"})
+    relations = relate(off, [chat(number) for number in range(10_000)], "generate")
+    assert time.perf_counter() - started < 5
+    assert relations["other_answer"].particulars[9_999] == "a:0; a:1; a:2; a:3; a:4"
+    assert not any(relations["copy"].particulars)
+
+
 def test_near_copies_are_what_shares_most_pairs_of_words() -> None:
     index = NearCopies()
     texts = [LONG, LONG.upper() + "!!", " ".join(reversed(LONG.split())), "one", "???", ""]
