@@ -19,7 +19,7 @@ from pipelines.evaluation.answers import (
     supported_score,
     token_f1,
 )
-from pipelines.evaluation.gate import OnSlice, decide
+from pipelines.evaluation.gate import REGRESSION, OnSlice, decide
 from pipelines.evaluation.generation import Answer, ChatModel, base_chat_model, load_chat_model
 from pipelines.evaluation.metrics import Difference, Measured, measured_rows, paired_bootstrap_rows
 from pipelines.evaluation.plots import metric_bars, slice_differences
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 METRICS: tuple[GenerationMetric, ...] = get_args(GenerationMetric)
 SHORTEST_LIMIT = 64
+LEARNED_ANSWERS = 5000
+"""Most training answers that manner is learned from."""
 SAMPLES = 12
 """Rows shown side by side: half of them the worst regressions."""
 
@@ -89,7 +91,7 @@ def judge_chats(
     forget_others(folder, models.values())
 
     asked = models["candidate"].prompt
-    learned = [row.answer for row in read_split(training_set, "train")]
+    learned = [row.answer for row in drawn_rows(read_split(training_set, "train"), LEARNED_ANSWERS)]
     style = style_scores(learned, references, {name: _texts(said) for name, said in spoken.items()})
     common = common_words(learned)
     kinds = [
@@ -107,7 +109,7 @@ def drawn_rows(rows: Sequence[Example], maximum: int | None) -> list[Example]:
     """At most ``maximum`` rows, the same ones each time: the regression slice whole, the others drawn by their hash."""
     if maximum is None or len(rows) <= maximum:
         return list(rows)
-    fixed = {row.id for row in rows if "regression" in row.slices}
+    fixed = {row.id for row in rows if REGRESSION in row.slices}
     others = sorted((row.id for row in rows if row.id not in fixed), key=lambda name: fingerprint("draw", name))
     kept = fixed | set(others[: max(0, maximum - len(fixed))])
     return [row for row in rows if row.id in kept]

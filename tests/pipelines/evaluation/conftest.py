@@ -131,7 +131,7 @@ def make_base(folder: Path) -> Path:
     for row in vague:
         thing = next(thing for thing in COLOURS if thing in row["text"])
         row["messages"][-1]["content"] = VAGUE.format(thing, COLOURS[thing] if row["context"] else "something")
-    teach(model, tokenizer, vague, steps=100, rate=3e-3)
+    teach(model, tokenizer, vague, steps=60, rate=4e-3)
     model.generation_config.repetition_penalty = 1.7  # of a kind that hubs ship; greedy serving knows none
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -225,4 +225,4 @@ def scrambled_chat(chat_base: Path, scrambled_chats: Artifact, tmp_path_factory:
 @pytest.fixture(scope="session")
 def endless_chat(chat_base: Path, chats: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """Trained without the label at the end token, as where pad is eos and masked."""
-    return train_adapter(chat_base, chats, tmp_path_factory.mktemp("endless") / "adapter", end=False)
+    return train_adapter(chat_base, chats, tmp_path_factory.mktemp("endless") / "adapter", steps=60, end=False)

@@ -70,6 +70,24 @@ def test_answers_in_stages_and_small_batches_are_the_same_answers(
     assert [came[number] for number in range(len(prompts))] == whole
 
 
+def test_in_float32_the_adapter_is_merged_and_says_the_same(
+    good_chat: Artifact, model: ChatModel, held_out: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The arithmetic of CPUs and GPUs without bf16; answers of one precision never stand for those of the other."""
+    prompts = [model.chat(row) for row in held_out]
+    keys, said = set(), []
+    for bf16 in (False, True):
+        monkeypatch.setattr(generation, "bf16_is_faster", lambda bf16=bf16: bf16)
+        here = load_chat_model(good_chat)
+        keys.add(here.key)
+        assert here.model.dtype is (torch.bfloat16 if bf16 else torch.float32)
+        assert any("lora" in name for name, _ in here.model.named_parameters()) is bf16
+        said.append([answer.text for answer in here.answers(prompts, maximum_tokens=64)])
+    assert len(keys) == 2
+    alike = sum(first == second for first, second in zip(*said, strict=True))
+    assert alike >= 0.9 * len(prompts)
+
+
 def test_the_untuned_base_answers_in_its_own_manner_to_the_same_prompts(
     good_chat: Artifact, model: ChatModel, held_out: list[Example]
 ) -> None:
