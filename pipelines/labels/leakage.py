@@ -179,7 +179,7 @@ class _Shingles:
             fits = open_[other]
             one, other = one[fits], other[fits]
             short = np.minimum(self._lengths[one], self._lengths[other])
-            fits = short >= SIMILAR * np.maximum(self._lengths[one], self._lengths[other])
+            fits = short >= SIMILAR * np.maximum(self._lengths[one], self._lengths[other]) - 1e-9
             pairs = np.unique(np.stack([one[fits], other[fits]]), axis=1)
             for similarity, known, copy in self._similar(pairs[0], pairs[1]):
                 if open_[copy]:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
+from hypothesis import given as drawn
+from hypothesis import strategies as st
+
 from pipelines.artifacts import Artifact
-from pipelines.labels.examples import read_split
-from pipelines.labels.leakage import find_leakage
+from pipelines.labels.examples import Example, Split, read_split
+from pipelines.labels.leakage import find_leakage, leaked_pairs
 from pipelines.labels.snapshot import freeze_training_set
 from pipelines.labels.trigger import mark_trained, untrained
 
@@ -97,3 +101,41 @@ def test_a_group_in_two_splits_is_found(inbox: Any, letters: Letters) -> None:
     report = find_leakage(freeze(inbox))
     assert report.groups == {"g-1": ("train", "test")}
     assert not report.clean
+
+
+few_words = st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=14).map(" ".join)
+
+
+def pairs_of_words(text: str) -> set[tuple[str, ...]]:
+    words = text.split()
+    return set(pairwise(words)) or {(words[0], words[0])}
+
+
+@drawn(st.lists(few_words, max_size=12), st.lists(few_words, max_size=12), st.lists(few_words, max_size=6))
+def test_every_near_copy_is_found_and_nothing_else(train: list[str], test: list[str], validation: list[str]) -> None:
+    """T1: against a comparison of everything with everything."""
+
+    def rows(split: Split, texts: list[str]) -> list[Example]:
+        return [Example(f"{split}{n}", text, ("a",), f"{split}{n}", "human") for n, text in enumerate(texts)]
+
+    by_split: dict[Split, list[Example]] = {
+        "train": rows("train", train),
+        "validation": rows("validation", validation),
+        "test": rows("test", test),
+    }
+
+    def similarity(one: str, other: str) -> float:
+        a, b = pairs_of_words(one), pairs_of_words(other)
+        return 1.0 if one == other else len(a & b) / len(a | b)
+
+    expected = {
+        (split, row.id)
+        for split in ("validation", "test")
+        for row in by_split["train"]
+        if any(similarity(row.text, other.text) >= 0.8 for other in by_split[split])
+    }
+    found = leaked_pairs(by_split)
+    assert {(pair.held_out_split, pair.train.id) for pair in found} == expected
+    assert len(found) == len(expected)
+    for pair in found:
+        assert pair.similarity == similarity(pair.held_out.text, pair.train.text)
