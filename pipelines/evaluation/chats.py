@@ -220,8 +220,9 @@ def _judged(
     tables = {name: on(numbers, 300) for name, numbers in slices.items()}
     differences = {name: apart(numbers) for name, numbers in slices.items()}
     whole, champion = apart(everything), "champion" in values
+    measured = metrics[deciding]["candidate"]
     verdict = decide(
-        rows=len(rows),
+        rows=len(rows) if measured is None else measured.rows,  # a metric of few rows decides nothing
         **{name: _value(metrics[deciding].get(name)) for name in ("candidate", "base", "champion")},
         difference=whole,
         settings=gate,
@@ -230,9 +231,10 @@ def _judged(
         further={metric: _value(by_model["candidate"]) for metric, by_model in metrics.items()},
         slices={
             name: OnSlice(
-                len(numbers), _value(tables[name][deciding]["candidate"]), differences[name] if champion else None
+                len(numbers) if found is None else found.rows, _value(found), differences[name] if champion else None
             )
             for name, numbers in slices.items()
+            for found in [tables[name][deciding]["candidate"]]
         },
     )
     shown = {"all rows": (len(rows), whole)}

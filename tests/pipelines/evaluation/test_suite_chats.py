@@ -179,6 +179,17 @@ def test_a_metric_that_could_not_be_measured_is_no_pass(good_chat: Artifact, cha
     assert artifact.manifest["verdict"]["reasons"][0].startswith("valid-format of the candidate could not be measured")
 
 
+def test_only_the_rows_that_say_something_about_the_deciding_metric_count_as_rows(
+    good_chat: Artifact, chats: Artifact, reports: Path
+) -> None:
+    """T16"""
+    artifact = judged(good_chat, chats, reports, gate={"metric": "supported"})
+    rows = artifact.manifest["rows"]
+    assert artifact.manifest["verdict"]["reasons"][0] == (
+        f"only {rows // 2} held-out rows; at least 20 are needed to decide anything"
+    )
+
+
 def test_a_metric_of_classifiers_is_an_error(good_chat: Artifact, chats: Artifact, reports: Path) -> None:
     with pytest.raises(ConfigError, match=r"gate\.metric names 'accuracy'"):
         judged(good_chat, chats, reports, gate={"metric": "accuracy"})
