@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -102,7 +102,10 @@ def judge_chats(
     if style is not None:
         for name, found in values.items():
             found["style"] = style.scores[name]
-    return _judged(rows, kinds, spoken, values, style, limit, settings)
+    told = [Answer(reference, stopped=True, tokens=0) for reference in references]
+    themselves = _row_scores(replace(spoken["candidate"], answers=told), rows, kinds, asked, common)
+    ceiling = measured_rows(themselves["supported"], confidence=settings.gate.confidence)
+    return _judged(rows, kinds, spoken, values, style, limit, ceiling, settings)
 
 
 def drawn_rows(rows: Sequence[Example], maximum: int | None) -> list[Example]:
@@ -181,6 +184,7 @@ def _judged(
     values: Mapping[str, Mapping[str, Floats]],
     style: Style | None,
     limit: int,
+    ceiling: Measured | None,
     settings: EvaluationSettings,
 ) -> Judged:
     """The verdict on ``values`` (by model, by metric, a row each), and everything that is shown."""
@@ -247,6 +251,7 @@ def _judged(
         details={
             "answer_loss": {name: said.loss for name, said in spoken.items()},
             "maximum_answer_tokens": limit,
+            "supported_references": _value(ceiling),
             "style": None
             if style is None
             else {"auc": style.auc, "references": style.references, "training_answers": style.training_answers},
@@ -257,11 +262,11 @@ def _judged(
             "answers.jsonl": "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode(),
             "samples.md": _side_by_side(rows, spoken, values, deciding, other).encode(),
         },
-        notes=_notes(spoken, style, limit),
+        notes=_notes(spoken, style, limit, ceiling),
     )
 
 
-def _notes(spoken: Mapping[str, _Spoken], style: Style | None, limit: int) -> list[str]:
+def _notes(spoken: Mapping[str, _Spoken], style: Style | None, limit: int, ceiling: Measured | None) -> list[str]:
     losses = [f"{name} {said.loss:.3f}" for name, said in spoken.items() if said.loss is not None]
     if style is None:
         manner = "Style was not measured: too few different training answers."
@@ -273,6 +278,7 @@ def _notes(spoken: Mapping[str, _Spoken], style: Style | None, limit: int) -> li
     return [
         f"Mean loss of the reference answers, in nats a token: {', '.join(losses) or 'not measured'}.",
         manner,
+        *([] if ceiling is None else [f"The reference answers themselves are supported to {ceiling.value:.3f}."]),
         f"Answers were cut at {limit} tokens.",
     ]
 

@@ -78,6 +78,7 @@ def test_a_tuned_model_passes_against_its_base_with_every_metric_measured(
     assert report["answer_loss"]["candidate"] < report["answer_loss"]["base"]
     assert report["style"]["auc"] > 0.9
     assert report["maximum_answer_tokens"] == 64
+    assert report["supported_references"] == 1
     for name in ("metrics.png", "slices.png"):
         with Image.open(io.BytesIO((artifact.path / name).read_bytes())) as picture:
             assert picture.size[0] > 600
