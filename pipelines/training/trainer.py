@@ -10,7 +10,7 @@ from pipelines.errors import TrainingError
 from pipelines.training.checkpoints import checkpointing, last_checkpoint, stopping_on_sigterm
 from pipelines.training.memory import shares
 from pipelines.training.processes import processes
-from pipelines.training.settings import FineTuneSettings
+from pipelines.training.settings import ClassifySettings, FineTuneSettings
 
 
 def arguments(
@@ -80,6 +80,8 @@ def fit(trainer: Any, watch: Any, settings: FineTuneSettings, work: Path) -> Any
     from safetensors.torch import load_file
     from transformers import PrinterCallback, TrainerState
 
+    if isinstance(settings, ClassifySettings):  # peft's wrapper hides it: the loss is a mean over rows, to be averaged
+        trainer.model_accepts_loss_kwargs = False
     saver = checkpointing(work, settings.checkpoint_minutes)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_order_of_examples())

@@ -117,8 +117,9 @@ def test_labels_become_a_published_model_a_tie_is_refused_and_a_rollback_has_not
     assert complaints.served() == "v1"
 
     observations = result.get_asset_observation_events()
-    losses = [event.asset_observation_data.asset_observation.metadata["loss"].value for event in observations]
-    assert losses, "the loss is visible while it trains"
+    shown = [event.asset_observation_data.asset_observation.metadata for event in observations]
+    assert "estimated/memory_bytes" in shown[0], "what it will need is visible before it trains"
+    assert {"loss", "tokens_per_second", "memory_bytes", "seconds_left"} <= shown[1].keys(), "and while it trains"
     figures = complaints.metadata("complaints", "evaluation_report")
     assert figures["candidate_macro_f1"] > 0.8
     assert "data:image/png" in figures["confusion"]
