@@ -18,6 +18,8 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 ORIGINS = ("human", "rule", "model")
 """Who labelled, most trusted first."""
+ACCEPTED, QUARANTINED, SUPERSEDED, WITHDRAWN = "accepted", "quarantined", "superseded", "withdrawn"
+"""States of an example in the catalog."""
 
 
 @dataclass(frozen=True, slots=True)
