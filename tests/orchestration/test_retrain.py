@@ -17,7 +17,6 @@ from pipelines.declaration import Declaration
 from pipelines.environment import Environment
 from pipelines.release.classifier import GgufClassifier
 from pipelines.release.registry import champion, versions
-from pipelines.stores import Stores
 from pipelines.use_case import UseCase
 from resources.stores import StoresResource
 from tests.orchestration.harness import Dagster, checks, failures
@@ -181,32 +180,31 @@ def test_near_copies_across_splits_stop_the_run(complaints: Complaints) -> None:
     assert not result.asset_materializations_for_node("complaints__lora_adapter")
 
 
-def kill_training(parent: psutil.Process) -> None:
-    """Wait for the training process below ``parent``, let it get to work, and kill it."""
+def kill_training(parent: psutil.Process, output: Path) -> None:
+    """Kill the training process below ``parent`` as soon as it has written a checkpoint."""
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for child in parent.children(recursive=True):
-            if "pipelines.training" in child.cmdline():
-                time.sleep(8)  # importing takes some seconds; it would train for minutes
-                child.kill()
-                return
-        time.sleep(0.2)
+    while time.monotonic() < deadline and not list(output.glob(".work/*/checkpoint-*/manifest.json")):
+        time.sleep(0.05)
+    for child in parent.children(recursive=True):
+        if "pipelines.training" in child.cmdline():
+            child.kill()
 
 
-def test_a_training_that_is_killed_fails_the_run_and_the_next_run_starts_right(complaints: Complaints) -> None:
+def test_a_training_that_is_killed_is_tried_again_and_goes_on_from_its_checkpoint(complaints: Complaints) -> None:
     """T8"""
-    killer = threading.Thread(target=kill_training, args=(psutil.Process(),))
+    output = Environment().artifacts_folder("complaints", "lora_adapter")
+    killer = threading.Thread(target=kill_training, args=(psutil.Process(), output))
     killer.start()
-    complaints.change(fine_tune={**ATTRIBUTES["fine_tune"], "epochs": 500})
-    failed = complaints.run("complaints_retrain")
-    killer.join(timeout=60)
-    assert not failed.success
-    assert "TrainingError" in failures(failed)
-    with Stores(Environment()).catalog.connect() as connection:
-        assert connection.exec_driver_sql("select count(*) from examples where trained_at is not null").scalar() == 0
-    complaints.change()
+    complaints.change(fine_tune={**ATTRIBUTES["fine_tune"], "checkpoint_minutes": 0.001})
     result = complaints.run("complaints_retrain")
+    killer.join(timeout=60)
     assert result.success, failures(result)
+    retried = [event for event in result.all_events if event.event_type == dg.DagsterEventType.STEP_UP_FOR_RETRY]
+    assert [event.step_key for event in retried] == ["complaints__lora_adapter"]
+    assert "status -9" in str(retried[0].step_retry_data.error)
+    shown = [event.asset_observation_data.asset_observation.metadata for event in result.get_asset_observation_events()]
+    again = max(number for number, metadata in enumerate(shown) if "estimated/memory_bytes" in metadata)
+    assert shown[again + 1]["step"].value > 1, "it went on"
     assert complaints.served() == "v1"
 
 
