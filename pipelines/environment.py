@@ -36,6 +36,8 @@ class Environment(BaseSettings):
     """Key of the Qdrant server."""
     model_registry_url: str | None = Field(default=None, alias="MODEL_REGISTRY_URL")
     """Folder of published models; unset, ``<home>/registry``."""
+    feedback_token: SecretStr | None = Field(default=None, alias="FRESHET_FEEDBACK_TOKEN")
+    """What every report to ``pipelines.feedback`` has to bring; unset, it listens to this machine only."""
     llama_cpp_root: Path | None = Field(default=None, alias="LLAMA_CPP_ROOT")
     """A llama.cpp checkout whose converter is used instead of the bundled one."""
 

@@ -19,6 +19,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 ORIGINS = ("human", "rule", "model")
 """Who labelled, most trusted first."""
 ACCEPTED, QUARANTINED, SUPERSEDED, WITHDRAWN = "accepted", "quarantined", "superseded", "withdrawn"
+STATES = (ACCEPTED, QUARANTINED, SUPERSEDED, WITHDRAWN)
 """States of an example in the catalog."""
 
 

@@ -1,0 +1,344 @@
+"""Feedback over HTTP: ``python -m pipelines.feedback [--host 127.0.0.1] [--port 8765]``.
+
+``POST /feedback`` takes one report about one answer as JSON, ``GET /health`` says whether the catalog can be reached.
+With ``FRESHET_FEEDBACK_TOKEN`` set every report needs it as ``Authorization: Bearer``; without it only this machine is
+listened to, and pages of other sites, which a browser on this machine may show, are refused by Host and Origin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import secrets
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from pipelines.catalog import open_catalog
+from pipelines.declaration import USE_CASES, Declaration, declared, load_declaration
+from pipelines.environment import Environment
+from pipelines.errors import ConfigError, FreshetError
+from pipelines.labels.answers import wrong_turns
+from pipelines.labels.feedback import Feedback, record_feedback
+from pipelines.prompt import Message, Role
+
+LARGEST_BODY = 1_000_000
+"""Bytes of a report."""
+_BODY_SECONDS = 20.0
+_SHOWN = 100  # characters of a value that is not right
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+
+_log = logging.getLogger("uvicorn.error")
+
+
+class Turn(BaseModel):
+    """One turn of a chat."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    role: Role
+    content: str
+
+
+class Report(BaseModel):
+    """The body of ``POST /feedback``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    use_case: str
+    question: str | None = Field(default=None, min_length=1)
+    """The text that was asked or classified; or else ``messages``."""
+    messages: list[Turn] | None = None
+    """The turns up to the question."""
+    answer: str | None = None
+    correction: str | None = Field(default=None, min_length=1)
+    labels: list[str] | None = None
+    thumb: Literal["up", "down", 1, -1] | None = None
+    context: list[str] | None = None
+    version: str | None = Field(default=None, max_length=128)
+    conversation: str | None = Field(default=None, min_length=1, max_length=256)
+    author: str | None = Field(default=None, max_length=256)
+    origin: Literal["human", "rule", "model"] = "human"
+    id: str | None = Field(default=None, pattern=r"^[!-~]{1,64}$")
+    """The application's own; without one, a report that is sent twice counts twice."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Report:
+        if (self.question is None) == (self.messages is None):
+            raise ValueError("give either question or messages")
+        if self.thumb is None and self.correction is None and self.labels is None:
+            raise ValueError("give a correction, labels, or a thumb: up or down")
+        if self.correction is not None and self.labels is not None:
+            raise ValueError("give either correction or labels")
+        if self.thumb in ("up", 1) and self.correction is None and self.labels is None and not self.answer:
+            raise ValueError("a thumb up needs the answer that it approves")
+        wrong = wrong_turns([*self.turns, Message("assistant", "…")])
+        if wrong is not None:
+            raise ValueError(f"messages: {wrong}; the last turn is the user's, which was answered")
+        return self
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """The chat up to the question."""
+        if self.messages is not None:
+            return tuple(Message(turn.role, turn.content) for turn in self.messages)
+        return (Message("user", self.question or ""),)
+
+    def feedback(self) -> Feedback:
+        """What is stored."""
+        return Feedback(
+            feedback_id=self.id or uuid.uuid4().hex,
+            messages=self.turns,
+            answer=self.answer,
+            correction=self.correction,
+            labels=None if self.labels is None else tuple(sorted(set(self.labels))),
+            thumb=None if self.thumb is None else 1 if self.thumb in ("up", 1) else -1,
+            context=None if self.context is None else tuple(self.context),
+            version=self.version,
+            conversation=self.conversation,
+            author=self.author,
+            origin=self.origin,
+        )
+
+
+class _RefusedError(Exception):
+    """An answer other than 2xx; never leaves this module."""
+
+    def __init__(self, status: int, error: str) -> None:
+        super().__init__(error)
+        self.status = status
+
+
+def application(catalog: sa.Engine, token: SecretStr | None, *, use_cases: Path = USE_CASES) -> Starlette:
+    """The ASGI application.
+
+    Args:
+        catalog: where reports are stored.
+        token: what each report has to bring; None: nothing, from this machine only.
+        use_cases: folder of the use cases that reports can be about; a new one is known at once.
+    """
+
+    async def report(request: Request) -> JSONResponse:
+        _admit(request, token)
+        given = _parsed(await _body(request))
+        name = given.get("use_case") if isinstance(given, dict) else None
+        if isinstance(name, str):
+            declaration = await run_in_threadpool(_declaration, name, use_cases)
+        try:
+            checked = Report.model_validate(given)
+        except ValidationError as error:
+            raise _RefusedError(422, _said(error)) from error
+        _check_labels(checked, declaration)
+        feedback = checked.feedback()
+        try:
+            new = await run_in_threadpool(
+                record_feedback, catalog, checked.use_case, feedback, labels=declaration.labels
+            )
+        except ConfigError as error:
+            raise _RefusedError(409, str(error)) from error
+        except sa.exc.SQLAlchemyError as error:
+            _log.error("feedback of %s not stored: %s", checked.use_case, type(error).__name__)
+            raise _RefusedError(503, "the catalog cannot be reached: send it again later") from error
+        _log.info("feedback %s of %s %s", feedback.feedback_id, checked.use_case, "stored" if new else "known")
+        return JSONResponse({"id": feedback.feedback_id, "new": new}, status_code=201 if new else 200)
+
+    async def health(_: Request) -> JSONResponse:
+        try:
+            await run_in_threadpool(_reach, catalog)
+        except sa.exc.SQLAlchemyError as error:
+            raise _RefusedError(503, "the catalog cannot be reached") from error
+        return JSONResponse({"status": "ok"})
+
+    async def refused(_: Request, error: Exception) -> JSONResponse:
+        status = error.status if isinstance(error, _RefusedError) else 500
+        headers = {401: {"WWW-Authenticate": "Bearer"}, 413: {"Connection": "close"}, 408: {"Connection": "close"}}
+        return JSONResponse({"error": str(error)}, status_code=status, headers=headers.get(status))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        catalog.dispose()
+
+    return Starlette(
+        routes=[
+            Route("/feedback", report, methods=["POST"]),
+            Route("/health", health, methods=["GET"]),
+        ],
+        exception_handlers={_RefusedError: refused},
+        lifespan=lifespan,
+    )
+
+
+def _admit(request: Request, token: SecretStr | None) -> None:
+    """Refuse who may not report; without a token that is everybody but programs on this machine."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise _RefusedError(415, "the body has to be JSON: Content-Type: application/json")
+    if token is not None:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        right = secrets.compare_digest(given.strip().encode(), token.get_secret_value().encode())
+        if scheme.lower() != "bearer" or not right:
+            raise _RefusedError(401, "the token is missing or wrong: Authorization: Bearer <FRESHET_FEEDBACK_TOKEN>")
+        return
+    # A page of another site cannot set these: its name may point here (DNS rebinding), but it stays in the Host.
+    if _host(f"//{request.headers.get('host', '')}") not in _LOCAL_NAMES:
+        raise _RefusedError(403, f"without a token only {', '.join(_LOCAL_NAMES)} can be asked for")
+    origin = request.headers.get("origin")
+    if origin is not None and _host(origin) not in _LOCAL_NAMES:
+        raise _RefusedError(403, f"without a token pages of {origin!r:.{_SHOWN}} cannot report")
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+async def _body(request: Request) -> bytes:
+    too_long = _RefusedError(413, f"the body is larger than {LARGEST_BODY} bytes")
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > LARGEST_BODY:
+        raise too_long
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > LARGEST_BODY:
+                    raise too_long
+    except TimeoutError as error:
+        raise _RefusedError(408, f"the body did not come within {_BODY_SECONDS:g} s") from error
+    except ClientDisconnect as error:
+        raise _RefusedError(400, "the body broke off") from error
+    return bytes(body)
+
+
+def _parsed(body: bytes) -> Any:
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise _RefusedError(422, f"the body is not JSON: {error!s:.{_SHOWN}}") from error
+
+
+def _said(error: ValidationError) -> str:
+    """Each field that is not right, with what was given and what is allowed."""
+    said = []
+    for each in error.errors(include_url=False)[:5]:
+        place = ".".join(map(str, each["loc"]))
+        message = each["msg"].removeprefix("Value error, ")
+        given = "" if each["type"] in ("missing", "value_error") else f", not {each['input']!r:.{_SHOWN}}"
+        if each["type"] == "extra_forbidden":
+            message, given = f"unknown; fields are {', '.join(Report.model_fields)}", ""
+        said.append(f"{place}: {message}{given}" if place else f"{message}{given}")
+    return "; ".join(said)
+
+
+def _declaration(name: str, use_cases: Path) -> Declaration:
+    known = declared(use_cases)
+    if name not in known:
+        raise _RefusedError(404, f"no use case {name!r:.{_SHOWN}}; there are: {', '.join(known) or 'none'}")
+    try:
+        return _loaded(name, use_cases, (use_cases / name / "defs.yaml").stat().st_mtime_ns)
+    except (FreshetError, OSError) as error:
+        _log.error("use case %s is not valid, `dg check yaml` shows where", name)  # values of it may be secret
+        raise _RefusedError(503, f"the use case {name!r} is not valid: whoever keeps it has to correct it") from error
+
+
+@lru_cache(maxsize=64)
+def _loaded(name: str, use_cases: Path, _changed: int) -> Declaration:
+    return load_declaration(name, use_cases)
+
+
+def _check_labels(report: Report, declaration: Declaration) -> None:
+    """Labels that no example could have are refused while the application is still there to hear it."""
+    labels, settings = report.labels, declaration.labels
+    if labels is None:
+        return
+    if declaration.task == "generate":
+        raise _RefusedError(422, f"labels: {declaration.name} trains a model that generates: send correction instead")
+    if settings is None:
+        return
+    if settings.categories is not None and (unknown := sorted(set(labels) - set(settings.categories))):
+        raise _RefusedError(422, f"labels: {unknown[0]!r:.{_SHOWN}} is not one of {', '.join(settings.categories)}")
+    if not settings.multi_label and len(set(labels)) != 1:
+        raise _RefusedError(422, f"labels: one label is wanted, not {labels!r:.{_SHOWN}}")
+
+
+def _reach(catalog: sa.Engine) -> None:
+    with catalog.connect() as connection:
+        connection.execute(sa.select(sa.literal(1)))
+
+
+def check_address(host: str, token: SecretStr | None) -> None:
+    """Refuse to be open to others without a token.
+
+    Raises:
+        ConfigError: ``host`` is no address of this machine alone, and there is no token.
+    """
+    if token is not None or host == "localhost":
+        return
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).is_loopback:
+            return
+    raise ConfigError(
+        f"host {host!r} can be reached from other machines: set FRESHET_FEEDBACK_TOKEN, or listen on 127.0.0.1"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until told to end; 2 when it cannot start."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.feedback", description="Take feedback over HTTP.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=8765)
+    parser.add_argument("--use-cases", type=Path, default=USE_CASES, help="folder of use cases (default: the bundled)")
+    given = parser.parse_args(arguments)
+    environment = Environment()
+    try:
+        check_address(given.host, environment.feedback_token)
+        serve = _server(open_catalog(environment.catalog_url), environment.feedback_token, given)
+    except (FreshetError, sa.exc.SQLAlchemyError) as error:
+        said = str(error) if isinstance(error, FreshetError) else "the catalog cannot be reached (DATABASE_URL)"
+        print(f"{type(error).__name__}: {said}", file=sys.stderr)
+        return 2
+    serve()
+    return 0
+
+
+def _server(catalog: sa.Engine, token: SecretStr | None, given: argparse.Namespace) -> Callable[[], None]:
+    import uvicorn
+
+    config = uvicorn.Config(
+        application(catalog, token, use_cases=given.use_cases),
+        host=given.host,
+        port=given.port,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        limit_concurrency=128,
+        timeout_graceful_shutdown=10,
+    )
+    return uvicorn.Server(config).run
+
+
+if __name__ == "__main__":
+    sys.exit(main())
