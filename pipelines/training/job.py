@@ -102,9 +102,13 @@ def train(
                 needs = estimate(job.settings, training_set, base, processes=count)
                 check_disk(job.output, needs.disk_bytes)
                 started(needs)
-                write_text_atomically(work / "job.json", job.model_dump_json())
+                fitting = job
+                if needs.reduced:
+                    most = {"micro_batch_tokens": max(16, needs.tokens_at_once)}
+                    fitting = job.model_copy(update={"settings": job.settings.model_copy(update=most)})
+                write_text_atomically(work / "job.json", fitting.model_dump_json())
                 with together(count, work / "job.json"):
-                    fitted = _fit(job, training_set, base, scratch, work, progress)
+                    fitted = _fit(fitting, training_set, base, scratch, work, progress)
                 shutil.copyfile(work / PROGRESS, scratch / PROGRESS)
                 manifest = _manifest(job, key, training_set, base_files)
                 seal(scratch, {**manifest, "processes": count, "estimate": asdict(needs), **fitted})
