@@ -265,6 +265,10 @@ artifacts = sa.Table(
 """Finished artifacts on disk: training_set, lora_adapter, evaluation_report, gguf_model."""
 
 
+_complete: set[str] = set()
+"""Servers' catalogs that this process found to have everything: on Postgres a look takes 60 ms, on SQLite 4."""
+
+
 def open_catalog(url: str) -> sa.Engine:
     """Connect to the catalog at a SQLAlchemy ``url``, creating what is missing.
 
@@ -280,9 +284,11 @@ def open_catalog(url: str) -> sa.Engine:
     engine = sa.create_engine(parsed, connect_args={"timeout": 60} if sqlite else {})
     if sqlite:
         sa.event.listen(engine, "connect", _prepare_sqlite)
-    metadata.create_all(engine)
-    _add_missing_columns(engine)
-    _add_missing_indexes(engine)
+    if sqlite or url not in _complete:
+        metadata.create_all(engine)
+        _add_missing_columns(engine)
+        _add_missing_indexes(engine)
+        _complete.add(url)
     return engine
 
 
