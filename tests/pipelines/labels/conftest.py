@@ -32,13 +32,17 @@ class Inbox:
         lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
         (self.folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
-    def take_in(self, held_out_share: float = 0.2, **settings: Any) -> IntakeReport:
+    def take_in(
+        self, held_out_share: float = 0.2, *, more: dict[str, Any] | None = None, **settings: Any
+    ) -> IntakeReport:
+        """``more`` are further arguments of the intake: task, prompt, count_tokens, docs."""
         return take_in(
             self.settings.model_copy(update=settings),
             use_case="mail",
             base=self.base,
             held_out_share=held_out_share,
             catalog=self.catalog,
+            **(more or {}),
         )
 
     def stored(self, *columns: str, order_by: str = "received_at") -> list[tuple[Any, ...]]:
