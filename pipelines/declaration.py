@@ -85,6 +85,14 @@ class Declaration(Settings):
         """What labelled examples are for."""
         return "classify" if self.fine_tune is None else self.fine_tune.task
 
+    @property
+    def label_settings(self) -> LabelSettings | None:
+        """The labels' settings, with the longest chat that fine-tuning takes where they name none."""
+        longest = None if self.labels is None else self.labels.maximum_tokens
+        if self.labels is None or self.fine_tune is None or self.task != "generate" or longest is not None:
+            return self.labels
+        return self.labels.model_copy(update={"maximum_tokens": self.fine_tune.maximum_tokens})
+
     def base(self, environment: Environment, folder: Path) -> Path:
         """Where relative paths of this use case start: its own ``folder``, unless ``FRESHET_DATA`` says otherwise."""
         return folder if environment.data is None else environment.data / self.name

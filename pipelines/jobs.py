@@ -20,6 +20,9 @@ from pipelines.corpus.sync import SyncReport
 from pipelines.declaration import TRAINING_ASSETS, Declaration
 from pipelines.erasure import forget
 from pipelines.errors import ArtifactError, ConfigError
+from pipelines.labels.review import Decision
+from pipelines.labels.review import decide as decide_on_example
+from pipelines.labels.settings import LabelSettings
 from pipelines.release.registry import rollback
 from pipelines.stores import Stores
 
@@ -89,6 +92,59 @@ def approve_candidate_job(declaration: Declaration) -> AssetJob:
         tags={USE_CASE_TAG: use_case},
         config={"ops": {f"{use_case}__gguf_model": {"config": {"approved": True}}}},
         executor_def=dg.in_process_executor,
+    )
+
+
+class ReviewConfig(dg.Config):
+    """What a person decides about single examples."""
+
+    release: list[str] = Field(default=[], description="Ids (or their beginnings) of quarantined examples to accept.")
+    reject: list[str] = Field(default=[], description="Ids of examples to keep out for good.")
+    replace: dict[str, str] = Field(
+        default={}, description="Edited rows by the id of the example that each replaces: JSON in any known shape."
+    )
+    author: str | None = None
+    """Who decides."""
+    note: str | None = None
+    """Why."""
+
+
+def review_examples_job(declaration: Declaration, labels: LabelSettings) -> dg.JobDefinition:
+    """Release, reject or edit single examples; the next intake acts on it."""
+    use_case = declaration.name
+
+    @dg.op(name=f"{use_case}_decide_on_examples", out=dg.Out(dg.Nothing))
+    def decide_on_examples(
+        context: dg.OpExecutionContext, config: ReviewConfig, stores: dg.ResourceParam[Stores]
+    ) -> None:
+        wanted: list[tuple[str, Decision, str | None]] = [
+            *((example, "release", None) for example in config.release),
+            *((example, "reject", None) for example in config.reject),
+            *((example, "replace", row) for example, row in config.replace.items()),
+        ]
+        with permanent_failures():
+            if not wanted:
+                raise ConfigError("nothing to decide: name examples to release, reject or replace")
+            for example, decision, row in wanted:
+                decided = decide_on_example(
+                    stores.catalog,
+                    use_case,
+                    example,
+                    decision,
+                    settings=labels,
+                    task=declaration.task,
+                    author=config.author,
+                    note=config.note,
+                    replacement=row,
+                )
+                context.log.info(f"{decision}: {decided}")
+
+    return _job(
+        declaration,
+        "review_examples",
+        "Releases, rejects or replaces single examples, whatever the expectations say; the job "
+        f"{use_case}_labels then acts on it.",
+        decide_on_examples,
     )
 
 

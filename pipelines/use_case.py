@@ -23,6 +23,7 @@ from pipelines.jobs import (
     labels_job,
     refresh_job,
     retrain_job,
+    review_examples_job,
     rollback_job,
     switch_index_job,
 )
@@ -65,15 +66,16 @@ class UseCase(Declaration, dg.Component, dg.Resolvable):
             jobs += [refresh, approve_deletions_job(self, context.path), switch_index_job(self)]
             jobs.append(audit_index_job(self, context.path))
             schedules += source_schedules(self, refresh, running=running)
-        if self.labels is not None:
+        settings = self.label_settings
+        if settings is not None:
             labels = labels_job(self)
-            assets.append(labelled_examples_asset(self, self.labels, context.path))
-            jobs.append(labels)
+            assets.append(labelled_examples_asset(self, settings, context.path))
+            jobs += [labels, review_examples_job(self, settings)]
             schedules += labels_schedule(self, labels, running=running)
-        if self.labels is not None and self.fine_tune is not None:
+        if settings is not None and self.fine_tune is not None:
             retrain = retrain_job(self)
             assets += [
-                training_set_asset(self, self.labels),
+                training_set_asset(self, settings),
                 lora_adapter_asset(self, self.fine_tune),
                 evaluation_report_asset(self),
                 gguf_model_asset(self),
@@ -83,5 +85,5 @@ class UseCase(Declaration, dg.Component, dg.Resolvable):
             jobs += [retrain, rollback_job(self)]
             if self.evaluation.gate.approval:
                 jobs.append(approve_candidate_job(self))
-            sensors.append(retraining_sensor(self, self.labels, retrain, running=running))
+            sensors.append(retraining_sensor(self, settings, retrain, running=running))
         return dg.Definitions(assets=assets, asset_checks=checks, jobs=jobs, schedules=schedules, sensors=sensors)

@@ -135,27 +135,14 @@ def search(
         raise ConfigError(f"neighbours {neighbours} is out of range: 0 to {MOST_NEIGHBOURS}")
     conditions = conditions_of(filters or {}, retrieval.metadata)
     who = _named_principals(principals)
-    query = (
-        sa.select(served_collections.c.collection, collections.c.pipeline, collections.c.retrieval)
-        .join(collections, collections.c.collection == served_collections.c.collection)
-        .where(served_collections.c.use_case == use_case)
-    )
-    with catalog.connect() as connection:
-        served = connection.execute(query).one_or_none()
-    if served is None:
-        raise NotBuiltError(f"{use_case} serves no index yet: run the job {use_case}_refresh first")
+    served = _served(use_case, catalog)
     if retrieval.access.mode == "enforce":
         if not who:
             return []
         conditions += (readable_by(who),)
     vector = None
     if retrieval.mode != "words" or not _has_words(served.pipeline):
-        built = served.pipeline["embedder"]
-        if embedder is None:  # the index may have been made by settings that are about to be replaced
-            made_by = retrieval if served.retrieval is None else RetrievalSettings.model_validate(served.retrieval)
-            embedder = open_embedder(made_by.embedder, made_by.embedder_revision)
-        _check_embedder(served.collection, built, embedder, use_case)
-        vector = embedder.encode_question(question)
+        vector = _embedder_of(served, retrieval, use_case, embedder).encode_question(question)
     reranker = _reranker(retrieval)
     if reranker is not None:
         reranker.load()  # before the index is held
@@ -168,6 +155,45 @@ def search(
         _hit(each, now, before, after, hidden=warn and not may_read(each.payload.get("access", ()), who))
         for each, (before, after) in zip(found, around, strict=True)
     ]
+
+
+def retrieved_texts(
+    questions: Sequence[str], *, use_case: str, retrieval: RetrievalSettings, catalog: sa.Engine, index: VectorIndex
+) -> list[tuple[str, ...]]:
+    """For each question the texts that the served collection gives a prompt, best first; access rules do not apply.
+
+    Raises:
+        ConfigError: another embedder built the collection.
+        NotBuiltError: nothing is served yet.
+    """
+    served = _served(use_case, catalog)
+    embedder = _embedder_of(served, retrieval, use_case, None)
+    with index.open(served.collection) as points:
+        found = search_collection(points, embedder, questions, retrieval=retrieval, top_k=retrieval.top_k)
+    return [tuple(str(each.payload["text"]) for each in some) for some in found]
+
+
+def _served(use_case: str, catalog: sa.Engine) -> Any:
+    """Row (collection, pipeline, retrieval) of the collection that answers."""
+    query = (
+        sa.select(served_collections.c.collection, collections.c.pipeline, collections.c.retrieval)
+        .join(collections, collections.c.collection == served_collections.c.collection)
+        .where(served_collections.c.use_case == use_case)
+    )
+    with catalog.connect() as connection:
+        served = connection.execute(query).one_or_none()
+    if served is None:
+        raise NotBuiltError(f"{use_case} serves no index yet: run the job {use_case}_refresh first")
+    return served
+
+
+def _embedder_of(served: Any, retrieval: RetrievalSettings, use_case: str, embedder: Embedder | None) -> Embedder:
+    """The embedder that built the served collection, whose settings may be about to be replaced."""
+    if embedder is None:
+        made_by = retrieval if served.retrieval is None else RetrievalSettings.model_validate(served.retrieval)
+        embedder = open_embedder(made_by.embedder, made_by.embedder_revision)
+    _check_embedder(served.collection, served.pipeline["embedder"], embedder, use_case)
+    return embedder
 
 
 def search_collection(

@@ -112,7 +112,9 @@ def test_labels_become_a_published_model_a_tie_is_refused_and_a_rollback_has_not
     """T6, T16: one long story, because each step needs the one before."""
     result = complaints.run("complaints_retrain")
     assert result.success, failures(result)
-    assert checks(result) == {"enough_good_examples": True, "no_leakage": True, "gate": True, "parity": True}
+    assert checks(result) == dict.fromkeys(
+        ("enough_good_examples", "nothing_flagged", "no_leakage", "balanced", "no_drift", "gate", "parity"), True
+    )
     assert complaints.served() == "v1"
 
     observations = result.get_asset_observation_events()
@@ -161,7 +163,7 @@ def test_too_many_bad_rows_stop_the_run_before_anything_is_trained(complaints: C
     write(complaints.labels, rows(70) + [{"text": "", "label": "late", "group": f"g{n}"} for n in range(70)])
     result = complaints.run("complaints_retrain")
     assert not result.success
-    assert checks(result) == {"enough_good_examples": False}
+    assert checks(result) == {"enough_good_examples": False, "nothing_flagged": True}
     assert "quarantined" in complaints.metadata("complaints", "labelled_examples")
     assert not result.asset_materializations_for_node("complaints__training_set")
 
