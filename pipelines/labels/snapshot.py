@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import sqlalchemy as sa
 
 from pipelines import artifacts
 from pipelines.artifacts import Artifact
-from pipelines.catalog import examples, now
+from pipelines.catalog import FORGOTTEN_EXAMPLES, examples, forgotten, now
 from pipelines.errors import ArtifactError, ExamplesError, NotBuiltError
 from pipelines.fingerprint import fingerprint, text_hash
 from pipelines.labels.examples import SPLITS, Example, Split
@@ -60,7 +61,8 @@ def freeze_training_set(
     ``regression``: it stays the same as long as they are accepted.
 
     Chats that state no context get what ``retrieve`` finds for their last question, once: the training set before says
-    what an example was given then, so that a changed index alone makes no new training set.
+    what an example was given then, so that a changed index alone makes no new training set. Only when a document was
+    forgotten since, which a context may quote, all are retrieved anew.
 
     Raises:
         ExamplesError: nothing to train on, nothing to evaluate on, fewer than two categories to tell apart, or examples
@@ -75,7 +77,8 @@ def freeze_training_set(
     rows = _accepted(catalog, use_case, task, leave_out=not_replayed.union(left_out))
     rows = _with_slice(rows, _regression_ids(catalog, use_case, settings.regression_rows, origins))
     if task == "generate" and retrieve is not None and settings.retrieve:
-        rows = _with_contexts(rows, _Contexts(previous), retrieve, progress)
+        kept = None if previous is None or _erased_since(catalog, use_case, previous) else previous
+        rows = _with_contexts(rows, _Contexts(kept), retrieve, progress)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         written = _Written(Path(scratch))
@@ -205,6 +208,17 @@ def _previous(catalog: sa.Engine, use_case: str, progress: Callable[[str], None]
     except ArtifactError as error:
         progress(f"nothing is taken from the training set before: {error}")
         return None
+
+
+def _erased_since(catalog: sa.Engine, use_case: str, previous: Artifact) -> bool:
+    """Whether a document was forgotten since ``previous`` was frozen, whose contexts may quote it."""
+    table = forgotten.c
+    since = datetime.fromisoformat(previous.manifest["created_at"])
+    query = sa.select(table.source).where(
+        table.use_case == use_case, table.source != FORGOTTEN_EXAMPLES, table.forgotten_at >= since
+    )
+    with catalog.connect() as connection:
+        return connection.execute(query.limit(1)).first() is not None
 
 
 def _accepted(catalog: sa.Engine, use_case: str, task: Task, *, leave_out: set[str]) -> Iterator[Row]:

@@ -28,7 +28,8 @@ from pipelines.fingerprint import fingerprint
 from pipelines.labels.examples import SPLITS
 from pipelines.labels.intake import ACCEPTED
 
-_COUNTED = 100_000  # counting stops here, so that the sensor stays quick however much has piled up
+_COUNTED = 10_000  # or four times the minimum: counting stops there, so that the sensor stays quick
+_COUNTED_FEEDBACKS = 100_000
 _LOOKED_THROUGH = 10  # times the window: among so many feedbacks those that say good or bad are looked for
 
 LastRun = Literal["succeeded", "failed", "cancelled"]
@@ -42,6 +43,8 @@ class Untrained:
     count: int
     batch_id: str
     """12 hex digits; equal as long as an attempt would be for the same reason."""
+    or_more: bool = False
+    """Whether counting stopped at ``count``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,7 @@ Decision = Wait | InFlight | CoolingDown | Start | Exhausted
 def decide(state: TriggerState) -> Decision:
     """Whether to retrain now, and if not, why not, with the numbers."""
     count, minimum = state.untrained.count, state.minimum
-    numbers = f"{count} of {minimum} new accepted examples"
+    numbers = f"{count}{'+' * state.untrained.or_more} of {minimum} new accepted examples"
     if state.runs_in_flight:
         return InFlight(f"{state.runs_in_flight} retraining in flight; {numbers} wait for it to end")
     cause = _cause(state)
@@ -236,8 +239,9 @@ def untrained(catalog: sa.Engine, use_case: str, *, minimum: int) -> Untrained:
 
     One query that reads the index ``examples_untrained`` only.
     """
+    enough = max(_COUNTED, 4 * minimum)
     accepted = (examples.c.use_case == use_case, examples.c.state == ACCEPTED)
-    waiting = sa.select(sa.literal(1)).where(*accepted, examples.c.trained_at.is_(None)).limit(_COUNTED).subquery()
+    waiting = sa.select(sa.literal(1)).where(*accepted, examples.c.trained_at.is_(None)).limit(enough).subquery()
     counted = sa.select(sa.func.count()).select_from(waiting).scalar_subquery()
     trained = (
         sa.select(examples.c.trained_at)
@@ -249,7 +253,7 @@ def untrained(catalog: sa.Engine, use_case: str, *, minimum: int) -> Untrained:
     with catalog.connect() as connection:
         count, trained_at = connection.execute(sa.select(counted, trained)).one()
     since = None if trained_at is None else trained_at.isoformat()
-    return Untrained(count, fingerprint(use_case, since, count // minimum)[:12])
+    return Untrained(count, fingerprint(use_case, since, count // minimum)[:12], or_more=count == enough)
 
 
 def oldest_untrained(catalog: sa.Engine, use_case: str) -> datetime | None:
@@ -300,7 +304,7 @@ def approval_score(catalog: sa.Engine, use_case: str, *, window: int) -> Score |
             return [(received, thumb == 1) for received, thumb in connection.execute(found)]
 
         first, last = judged(newest_first=False), judged(newest_first=True)
-        some = sa.select(sa.literal(1)).where(*mine).limit(_COUNTED).subquery()
+        some = sa.select(sa.literal(1)).where(*mine).limit(_COUNTED_FEEDBACKS).subquery()
         feedbacks = connection.scalar(sa.select(sa.func.count()).select_from(some)) or 0
     return Score(
         version=version,

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from pipelines.artifacts import Artifact, latest
-from pipelines.catalog import examples
+from pipelines.catalog import FORGOTTEN_EXAMPLES, examples, forgotten, now
 from pipelines.errors import ExamplesError
 from pipelines.fingerprint import text_hash
 from pipelines.labels.difference import diff
@@ -181,6 +181,23 @@ def test_contexts_are_retrieved_anew_when_the_training_set_before_is_damaged(cha
     (first.path / "train.jsonl").write_text("")
     again = chats.freeze()
     assert (again.fingerprint, len(chats.asked)) == (first.fingerprint, 10)
+
+
+def test_what_was_forgotten_is_not_kept_as_a_context(chats: Chats) -> None:
+    chats.accept(*range(10))
+    first = chats.freeze()
+    with chats.catalog.begin() as connection:
+        erased = {"use_case": "help", "document_hash": "d", "forgotten_at": now()}
+        connection.execute(sa.insert(forgotten), [{**erased, "source": FORGOTTEN_EXAMPLES}])
+    assert chats.freeze() == first
+    assert chats.asked == [], "an example that was forgotten is in no context"
+    with chats.catalog.begin() as connection:
+        connection.execute(sa.insert(forgotten), [{**erased, "source": "manuals"}])
+    chats.index = "without that manual"
+    second = chats.freeze()
+    assert rows_of(second)["g1"].context == (f"without that manual: {rows_of(second)['g1'].text}", "More.")
+    chats.freeze()
+    assert chats.asked == []
 
 
 def test_replay_takes_all_new_examples_and_a_capped_draw_of_the_old(chats: Chats) -> None:

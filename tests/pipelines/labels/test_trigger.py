@@ -356,6 +356,21 @@ def test_only_distinct_accepted_untrained_examples_count(inbox: Any, letters: Le
     assert untrained(inbox.catalog, "another use case", minimum=10).count == 0
 
 
+def test_counting_stops_where_more_changes_nothing(
+    inbox: Any, monkeypatch: pytest.MonkeyPatch, letters: Letters
+) -> None:
+    """T4."""
+    monkeypatch.setattr("pipelines.labels.trigger._COUNTED", 40)
+    inbox.write("a.jsonl", *letters(60))
+    inbox.take_in()
+    assert (untrained(inbox.catalog, "mail", minimum=10).count, untrained(inbox.catalog, "mail", minimum=20).count) == (
+        40,
+        60,
+    )
+    new = untrained(inbox.catalog, "mail", minimum=5)
+    assert decide(TriggerState(new, 5, 3, 0, 0)).reason.startswith("40+ of 5 new accepted examples")
+
+
 def test_examples_count_again_only_when_they_are_new_to_training(inbox: Any, letters: Letters) -> None:
     """T2."""
     inbox.write("a.jsonl", *letters(60))
