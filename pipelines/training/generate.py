@@ -1,16 +1,34 @@
-"""Fine-tuning a causal language model on chats with LoRA."""
+"""Fine-tuning a causal language model on chats with LoRA, by peft and transformers' Trainer.
+
+Why not TRL's ``SFTTrainer``:
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pipelines.artifacts import Artifact
-from pipelines.errors import ConfigError
-from pipelines.prompt import PromptSettings
-from pipelines.training.progress import Progress
+from pipelines.environment import available_cores
+from pipelines.errors import ConfigError, ExamplesError
+from pipelines.labels.examples import Example, read_split
+from pipelines.prompt import PromptSettings, build_messages, template_hash
+from pipelines.training.chats import EncodedChat, encode_chats
+from pipelines.training.lora import bf16_is_faster, save, with_adapter
+from pipelines.training.memory import CHAT_TOKENS_AT_ONCE, with_smaller_batches
+from pipelines.training.packing import CHAT_BY_CHAT, register, windowed
+from pipelines.training.passes import NOT_COUNTED, Passes, flattened
+from pipelines.training.progress import Progress, recorder
 from pipelines.training.settings import GenerateSettings
+from pipelines.training.trainer import arguments, fit
+
+logger = logging.getLogger(__name__)
 
 
 def fit_chat(
@@ -22,6 +40,273 @@ def fit_chat(
     work: Path,
     progress: Callable[[Progress], None],
 ) -> dict[str, Any]:
-    """Train, write the adapter's files to ``folder``, and return what is particular to it in the manifest."""
-    del prompt, training_set, base, folder, work, progress
-    raise ConfigError(f"task {settings.task!r} is not there yet")
+    """Train, write the adapter's files to ``folder``, and return what is particular to it in the manifest.
+
+    ``work`` survives a kill: checkpoints and the progress so far.
+
+    Raises:
+        ExamplesError: there is too little to learn from.
+        ConfigError: the base has no chat template, one that refuses the chats or does not say where answers end, or no
+            layers of the names to adapt; its quantisation needs what is not installed.
+        TrainingError: the loss is not finite, training ended early, or not even one chat fits into memory.
+    """
+    import torch
+    from transformers import AutoTokenizer, set_seed
+
+    started = time.monotonic()
+    torch.set_num_threads(available_cores())
+    torch.set_flush_denormal(True)
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    limit = min(settings.maximum_tokens, _window(base))
+    chats, left_out = _chats(tokenizer, prompt, read_split(training_set, "train"), limit)
+    validation_chats, validation_left_out = _chats(tokenizer, prompt, read_split(training_set, "validation"), limit)
+    if len(chats) < 2:
+        raise ExamplesError(
+            f"{training_set.path} has {len(chats)} training chats of at most {limit} tokens, and {left_out} longer "
+            "ones; at least 2 are needed: add examples, or raise maximum_tokens up to what the base was made for"
+        )
+    set_seed(settings.seed)  # before the model: the adapter starts at random
+    precision = "bf16" if bf16_is_faster() else "fp32"
+    model = with_adapter(_base_model(settings, base, precision, limit), settings, task="CAUSAL_LM")
+    passes = Passes(model, bf16=precision == "bf16", pack=settings.packing)
+    passes.try_out(chats)
+    watch = recorder(progress, work, len(chats), settings.patience)
+    trainer = _trainer(
+        passes,
+        chats,
+        validation_chats,
+        settings,
+        arguments(
+            settings,
+            work,
+            at_once=settings.batch_size,  # a step is taken to pieces by its tokens, not by its chats
+            bf16=precision == "bf16",
+            validate=bool(validation_chats),
+            include_num_input_tokens_seen="all",  # there is no padding in what the Trainer sees
+        ),
+    )
+    state, points = fit(trainer, watch, settings, work), watch.points
+    save(model, tokenizer, folder, settings)
+    evaluated = {point.epoch: point for point in points if point.validation_loss is not None}
+    best = evaluated.get(round(watch.best_epoch, 4)) if watch.best_epoch is not None else None
+    return {
+        "prompt": prompt.model_dump(mode="json"),
+        "template_hash": template_hash(tokenizer),
+        "end_of_turn": tokenizer.decode(chats[0].ids[-1:]),
+        "effective": {
+            "rows": len(chats),
+            "validation_rows": len(validation_chats),
+            "rows_left_out": left_out,
+            "validation_rows_left_out": validation_left_out,
+            "maximum_tokens": limit,
+            "epochs": state.epoch,
+            "best_epoch": watch.best_epoch,
+            "steps": state.global_step,
+            "stopped_early": watch.stopped_early,
+            "tokens": int(state.num_input_tokens_seen),
+            "tokens_an_epoch": sum(len(chat.ids) for chat in chats),
+            "answer_tokens_an_epoch": sum(chat.answer_tokens for chat in chats),
+            "packed": passes.pack,
+            "sequences": trainer.sequences,
+            "micro_batch_tokens": trainer.room,
+            "attention": passes.attention,
+            "trained_parameters": sum(value.numel() for value in model.parameters() if value.requires_grad),
+        },
+        "loss": {"first": points[0].loss, "last": points[-1].loss},
+        "validation": None if best is None else {"loss": best.validation_loss, "token_accuracy": best.validation_score},
+        "precision": precision,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def _chats(
+    tokenizer: Any, prompt: PromptSettings, rows: Sequence[Example], limit: int
+) -> tuple[list[EncodedChat], int]:
+    """What is trained on, and how many chats are longer than ``limit`` tokens: these are left out, never cut."""
+
+    def count_tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    chats = [
+        [*build_messages(prompt, row.messages[:-1], row.context, count_tokens=count_tokens), row.messages[-1]]
+        for row in rows
+    ]
+    encoded = encode_chats(tokenizer, chats)
+    kept = [chat for chat in encoded if len(chat.ids) <= limit]
+    return kept, len(encoded) - len(kept)
+
+
+def _window(base: Path) -> int:
+    """Most tokens that the base was made for."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+
+
+def _base_model(settings: GenerateSettings, base: Path, precision: str, longest: int) -> Any:
+    """The base, in bf16, float32 or quantised, with attention that keeps packed chats apart."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.import_utils import is_flash_attn_2_available
+
+    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    chosen: dict[str, Any] = {"dtype": torch.bfloat16 if precision == "bf16" else torch.float32}
+    if settings.quantised_base is not None:
+        chosen |= {"quantization_config": _quantisation(settings), "device_map": {"": _device()}}
+    if torch.cuda.is_available() and precision == "bf16" and is_flash_attn_2_available():
+        chosen["attn_implementation"] = "flash_attention_2"
+    elif settings.packing and not torch.cuda.is_available() and not windowed(config, longest):
+        register()
+        chosen["attn_implementation"] = CHAT_BY_CHAT
+    return AutoModelForCausalLM.from_pretrained(
+        base, use_safetensors=True, local_files_only=True, trust_remote_code=False, **chosen
+    )
+
+
+def _quantisation(settings: GenerateSettings) -> Any:
+    """QLoRA (Dettmers et al., 2023, arXiv:2305.14314): normal floats, their scales quantised too; or LLM.int8().
+
+    Raises:
+        ConfigError: bitsandbytes is not installed.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"quantised_base {settings.quantised_base!r} needs bitsandbytes: pip install 'freshet[gpu]', or leave "
+            "quantised_base out where memory suffices"
+        )
+    if settings.quantised_base == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if bf16_is_faster() else torch.float32,
+    )
+
+
+def _device() -> str:
+    """Where this process trains."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def _trainer(
+    passes: Passes,
+    chats: Sequence[EncodedChat],
+    validation_chats: Sequence[EncodedChat],
+    settings: GenerateSettings,
+    training_arguments: Any,
+) -> Any:
+    """A Trainer whose batch is an optimiser step; its chats go through the model some at a time.
+
+    The loss of a step is the mean over all its answer tokens, however it is taken to pieces and on however many
+    devices. Its attributes: ``room`` (tokens at once), ``sequences`` (passes through the model).
+    """
+    import torch
+    from torch import distributed
+    from transformers import Trainer
+
+    class ChatTrainer(Trainer):
+        room: int
+        sequences = 0
+
+        def get_train_dataloader(self) -> Any:
+            return torch.utils.data.DataLoader(
+                chats,  # type: ignore[arg-type]  # a list will do
+                batch_sampler=Steps(len(chats), settings.batch_size, seed=settings.seed),
+                collate_fn=share,
+                pin_memory=torch.cuda.is_available(),
+            )
+
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:  # noqa: ARG002
+            model.train()
+            inputs = self._prepare_inputs(inputs)
+            counted = summed((inputs["labels"] != NOT_COUNTED).sum())
+
+            def step(room: int) -> Any:
+                if room < max(inputs["lengths"].tolist(), default=0) and not passes.saves_memory:
+                    passes.save_memory()  # a chat alone is too much
+                self.room = room
+                passes.model.zero_grad()  # of a try that ran out of memory
+                done, loss = 0, torch.zeros((), device=self.args.device)
+                for part, _ in passes.losses(inputs, room):
+                    self.accelerator.backward(part / counted)
+                    loss += part.detach()
+                    done += 1
+                self.sequences += done
+                return loss / counted
+
+            loss = with_smaller_batches(step, self.room, logger.warning)
+            if distributed.is_initialized():
+                add_up([value for value in passes.model.parameters() if value.requires_grad])
+            return loss * self.args.world_size  # the Trainer takes the mean over processes
+
+        def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+            passes.model.eval()
+            inputs = self._prepare_inputs(share(validation_chats))
+            total = torch.zeros(3, dtype=torch.float64, device=self.args.device)
+            total[2] = (inputs["labels"] != NOT_COUNTED).sum()
+            with torch.no_grad():
+                for loss, right in passes.losses(inputs, self.room):
+                    total[0] += loss
+                    total[1] += right
+            loss, right, counted = summed(total).tolist()
+            metrics = {"eval_loss": loss / counted, "eval_score": right / counted}
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+    def share(rows: Sequence[EncodedChat]) -> dict[str, Any]:
+        """This process's chats: of each length as many as the others'."""
+        longest_first = sorted(rows, key=lambda chat: -len(chat.ids))
+        return flattened(longest_first[training_arguments.process_index :: training_arguments.world_size])
+
+    def summed(value: Any) -> Any:
+        if distributed.is_initialized():
+            distributed.all_reduce(value)
+        return value
+
+    def add_up(parameters: Sequence[Any]) -> None:
+        """Gradients over all processes; once, at the end: each may have taken its chats in other parts."""
+        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
+        distributed.all_reduce(flat)
+        start = 0
+        for parameter in parameters:
+            parameter.grad = flat[start : start + parameter.numel()].view_as(parameter)
+            start += parameter.numel()
+
+    trainer = ChatTrainer(
+        model=passes.model,
+        args=training_arguments,
+        train_dataset=chats,
+        eval_dataset=validation_chats or None,
+    )
+    trainer.room = settings.micro_batch_tokens or CHAT_TOKENS_AT_ONCE
+    return trainer
+
+
+class Steps:
+    """Indices of the chats of each optimiser step, in a new order each epoch, one of the seed and the epoch alone."""
+
+    def __init__(self, rows: int, batch_size: int, *, seed: int) -> None:
+        self._rows, self._batch_size, self._seed, self._epoch = rows, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """A resumed training finds the order of its epoch again."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(self._rows / self._batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        import torch
+
+        draw = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        order = torch.randperm(self._rows, generator=draw).tolist()
+        for start in range(0, self._rows, self._batch_size):
+            yield order[start : start + self._batch_size]
