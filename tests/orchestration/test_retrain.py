@@ -106,16 +106,32 @@ def complaints(freshet_home: Path, tmp_path: Path) -> Iterator[Complaints]:
         yield use_case
 
 
+def approval(*, approved: bool) -> dict[str, Any]:
+    said = {"approved": approved, "author": "Ada", "note": "read twenty answers"}
+    return {"ops": {"complaints__gguf_model": {"config": said}}}
+
+
 def test_labels_become_a_published_model_a_tie_is_refused_and_a_rollback_has_nothing_to_go_back_to(
     complaints: Complaints,
 ) -> None:
     """T6, T16: one long story, because each step needs the one before."""
+    complaints.change(evaluation={"held_out_share": 0.3, "gate": {"minimum_rows": 10, "approval": True}})
     result = complaints.run("complaints_retrain")
     assert result.success, failures(result)
     assert checks(result) == dict.fromkeys(
-        ("enough_good_examples", "nothing_flagged", "no_leakage", "balanced", "no_drift", "gate", "parity"), True
+        ("enough_good_examples", "nothing_flagged", "no_leakage", "balanced", "no_drift", "gate"), True
     )
+    assert "complaints__published_model" in complaints.skipped(result), "it waits for a person"
+    assert complaints.served() is None
+
+    unapproved = complaints.run("complaints_retrain", asset_selection=[dg.AssetKey(["complaints", "published_model"])])
+    assert "waits for a person" in failures(unapproved), "and in a run of its own, too"
+
+    approved = complaints.run("complaints_approve_candidate", config=approval(approved=True))
+    assert approved.success, failures(approved)
+    assert checks(approved) == {"parity": True}
     assert complaints.served() == "v1"
+    complaints.change()
 
     observations = result.get_asset_observation_events()
     shown = [event.asset_observation_data.asset_observation.metadata for event in observations]
