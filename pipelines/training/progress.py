@@ -127,6 +127,7 @@ def recorder(report: Callable[[Progress], None], work: Path, rows: int, patience
             # Every second at first; in a training of hours every half a minute, or the curve grows without end.
             due = now - self._logged >= max(SECONDS_BETWEEN_REPORTS, min((now - self._started) / 500, 30.0))
             due = due or state.global_step % every == 0 or state.global_step in (1, state.max_steps)
+            due = due or state.epoch == int(state.epoch)  # an evaluation's point has the loss up to its step
             control.should_log = agreed(due) or control.should_log or control.should_evaluate
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

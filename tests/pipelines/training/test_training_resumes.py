@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -10,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,11 @@ from pipelines.training.checkpoints import KEPT, last_checkpoint
 from pipelines.training.job import LEFTOVER_DAYS, TrainingJob, adapter_fingerprint, train
 from pipelines.training.progress import Progress, read_progress
 from pipelines.training.settings import ClassifySettings, GenerateSettings, LoraSettings
+from tests.pipelines.conftest import texts_of, write_training_set
 from tests.pipelines.training.tiny_bert import train_as_a_process, training_processes, write_tiny_bert
 
 pytestmark = pytest.mark.slow
+WEIGHTS = "adapter_model.safetensors"
 EVERY_STEP = 1e-9
 """Minutes between checkpoints."""
 
@@ -40,13 +41,24 @@ def tiny_bert(small_set: Artifact, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
-    return training_processes()
+    context = training_processes()
+    context.Process(target=int).start()  # the imports take seconds, beside the first tests
+    return context
 
 
 def job_of(training_set: Artifact, base: Path, output: Path, **settings: Any) -> TrainingJob:
-    usual = {"epochs": 4, "batch_size": 6, "maximum_tokens": 48, "learning_rate": 0.01, "patience": None}
-    fine_tune = ClassifySettings(base_model=str(base), lora=LoraSettings(rank=4, alpha=8), **{**usual, **settings})
+    usual = {"epochs": 3, "batch_size": 6, "maximum_tokens": 48, "learning_rate": 0.01, "patience": None}
+    usual["lora"] = LoraSettings(rank=4, alpha=8)
+    fine_tune = ClassifySettings(base_model=str(base), **{**usual, **settings})
     return TrainingJob(use_case="shop", training_set=training_set.path, output=output, settings=fine_tune)
+
+
+@pytest.fixture(scope="module")
+def whole(small_set: Artifact, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Trained without a break."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.training.progress.SECONDS_BETWEEN_REPORTS", 0)
+        return train(job_of(small_set, tiny_bert, tmp_path_factory.mktemp("whole")), progress=ignore)
 
 
 def ignore(_: Progress) -> None: ...
@@ -78,24 +90,21 @@ def stop_at(step: int) -> Callable[[Progress], None]:
     return stop
 
 
-@pytest.mark.parametrize("step", [1, 7, 9, 13, 35], ids=lambda step: f"stopped at {step}")
+@pytest.mark.parametrize("step", [1, 10, 14], ids=["before the first checkpoint", "at an epoch's end", "in an epoch"])
 def test_a_resumed_training_makes_the_same_adapter_as_one_without_a_break(
-    small_set: Artifact, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    small_set: Artifact, tiny_bert: Path, whole: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """Same order of examples, same dropout, same best epoch; at an epoch's end (9) and in the middle of one."""
+    """Same order of examples, same dropout, same best epoch, and a curve without gaps or doubles."""
     monkeypatch.setattr("pipelines.training.progress.SECONDS_BETWEEN_REPORTS", 0)
-    whole = train(job_of(small_set, tiny_bert, tmp_path / "whole"), progress=ignore)
-    job = job_of(small_set, tiny_bert, tmp_path / "broken", checkpoint_minutes=EVERY_STEP)
+    job = job_of(small_set, tiny_bert, tmp_path, checkpoint_minutes=EVERY_STEP)
     with pytest.raises(KeyboardInterrupt):
         train(job, progress=stop_at(step))
     assert accepted(job.output) == []
     seen: list[Progress] = []
     resumed = train(job, progress=seen.append)
-    if step > 1:
-        assert seen[0].step >= step
+    assert seen[0].step == step, "the step before was saved"
     assert resumed.fingerprint == whole.fingerprint, "how often it is saved is not part of what it is"
-    name = "adapter_model.safetensors"
-    assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
+    assert (resumed.path / WEIGHTS).read_bytes() == (whole.path / WEIGHTS).read_bytes()
     assert without_times(resumed.path / "progress.jsonl") == without_times(whole.path / "progress.jsonl")
     for key in ("effective", "loss", "validation"):
         assert resumed.manifest[key] == whole.manifest[key]
@@ -113,7 +122,7 @@ def test_half_written_and_altered_checkpoints_are_never_resumed_from(
     assert len(kept) == KEPT
     assert not [path.name for folder in kept for path in folder.iterdir() if path.suffix in (".bin", ".pkl")]
     assert last_checkpoint(work) == kept[-1]
-    weights = kept[-1] / "adapter_model.safetensors"
+    weights = kept[-1] / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     half = work / "checkpoint-99"
     shutil.copytree(kept[0], half, ignore=shutil.ignore_patterns("manifest.json"))
@@ -121,17 +130,16 @@ def test_half_written_and_altered_checkpoints_are_never_resumed_from(
     assert list(work.glob("checkpoint-*")) == [kept[0]]
     (kept[0] / "manifest.json").write_text("{")
     assert last_checkpoint(work) is None
-    assert train(job, progress=ignore).manifest["effective"]["steps"] == 36
+    assert train(job, progress=ignore).manifest["effective"]["steps"] == 27
 
 
 def test_kill_9_at_20_random_moments(
-    small_set: Artifact, tiny_bert: Path, tmp_path: Path, processes: ForkServerContext
+    small_set: Artifact, tiny_bert: Path, whole: Artifact, tmp_path: Path, processes: ForkServerContext
 ) -> None:
     """T5, T8: every next run resumes or restarts rightly, never two at once, never half an adapter accepted."""
     draw = random.Random(int(os.environ.get("FRESHET_TEST_SEED", "11")))
-    whole = train(job_of(small_set, tiny_bert, tmp_path / "whole"), progress=ignore)
     output, kills, refused, resumed, finished = tmp_path / "killed", 0, 0, 0, 0
-    wanted = (whole.path / "adapter_model.safetensors").read_bytes()
+    wanted = (whole.path / WEIGHTS).read_bytes()
     job_file = tmp_path / "job.json"
     job = job_of(small_set, tiny_bert, output, checkpoint_minutes=EVERY_STEP)
     job_file.write_text(job.model_dump_json())
@@ -142,10 +150,10 @@ def test_kill_9_at_20_random_moments(
         return process
 
     def steps() -> int:
-        return max((int(path.parent.name[11:]) for path in output.glob(".work/*/checkpoint-*/manifest.json")), default=0)
+        return max(
+            (int(path.parent.name[11:]) for path in output.glob(".work/*/checkpoint-*/manifest.json")), default=0
+        )
 
-    start().join()  # the server's imports, and how long a whole training takes
-    shutil.rmtree(output)
     began = time.monotonic()
     start().join()
     seconds = time.monotonic() - began
@@ -172,7 +180,7 @@ def test_kill_9_at_20_random_moments(
         for process in running:
             process.join()
         found = accepted(output)
-        assert all((each.path / "adapter_model.safetensors").read_bytes() == wanted for each in found)
+        assert all((each.path / WEIGHTS).read_bytes() == wanted for each in found)
         assert all(each.fingerprint == whole.fingerprint for each in found)
         if found:
             finished += 1
@@ -184,9 +192,124 @@ def test_kill_9_at_20_random_moments(
     last.join()
     assert last.exitcode == 0
     (adapter,) = accepted(output)
-    assert (adapter.path / "adapter_model.safetensors").read_bytes() == wanted
-    assert without_times(adapter.path / "progress.jsonl") == without_times(whole.path / "progress.jsonl")
+    assert (adapter.path / WEIGHTS).read_bytes() == wanted
+    steps_shown = [point.step for point in read_progress(adapter.path / "progress.jsonl")]
+    assert steps_shown == sorted(steps_shown)
     assert refused >= 1
     assert resumed >= 3
     assert {path.name for path in output.iterdir()} == {adapter.path.name, ".training.lock"}
     print(f"{kills} kills, {resumed} resumed, {finished} finished between, {refused} refused, {seconds:.1f} s whole")
+
+
+def test_a_training_that_is_told_to_end_saves_a_checkpoint_and_says_so(
+    small_set: Artifact, tiny_bert: Path, tmp_path: Path, processes: ForkServerContext
+) -> None:
+    job = job_of(small_set, tiny_bert, tmp_path / "out", epochs=2000)
+    (tmp_path / "job.json").write_text(job.model_dump_json())
+    process = processes.Process(target=train_as_a_process, args=(str(tmp_path / "job.json"),))
+    process.start()
+    while not list(job.output.glob(".work/*/progress.jsonl")):
+        assert process.is_alive()
+        time.sleep(0.05)
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == os.EX_TEMPFAIL
+    (work,) = (job.output / ".work").iterdir()
+    saved = last_checkpoint(work)
+    assert saved is not None, "although the next checkpoint by the clock is ten minutes away"
+    seen: list[Progress] = []
+
+    def stop(point: Progress) -> None:
+        seen.append(point)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(job, progress=stop)
+    assert seen[0].step > int(saved.name.removeprefix("checkpoint-"))
+    assert seen[0].seconds_left > seen[0].seconds, "the pace is of this run's steps, of which there were few"
+
+
+def test_two_processes_make_what_one_makes_and_outlive_neither_each_other_nor_a_kill(tmp_path: Path) -> None:
+    """One process of two is killed: the other ends as well, and the next run goes on with both."""
+    import torch
+    from safetensors.torch import load_file
+
+    examples = write_training_set(tmp_path / "set", validation=False)  # rounding may make another epoch the best
+    base = write_tiny_bert(tmp_path / "base", texts_of(examples, "train"), dropout=0)  # each draws dropout of its own
+    adapter = LoraSettings(rank=4, alpha=8, dropout=0)
+    alone = train(job_of(examples, base, tmp_path / "one", epochs=8, lora=adapter), progress=ignore)
+    job = job_of(examples, base, tmp_path / "two", epochs=8, lora=adapter, checkpoint_minutes=EVERY_STEP)
+    (tmp_path / "job.json").write_text(job.model_dump_json())
+    command = [sys.executable, "-m", "pipelines.training", "--processes", "2", str(tmp_path / "job.json")]
+    first = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    while not list(job.output.glob(".work/*/checkpoint-*/manifest.json")):
+        assert first.poll() is None
+        time.sleep(0.02)
+    (other,) = children(first.pid)
+    os.kill(other, signal.SIGKILL)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == os.EX_TEMPFAIL, said
+    assert "process 1 of 2 ended with status -9" in said
+    assert accepted(job.output) == []
+
+    subprocess.run(command, cwd=REPOSITORY, check=True, timeout=120)
+    (made,) = accepted(job.output)
+    assert made.manifest["processes"] == 2
+    assert made.manifest["effective"] == alone.manifest["effective"]
+    one, two = load_file(alone.path / WEIGHTS), load_file(made.path / WEIGHTS)
+    assert one.keys() == two.keys()
+    moved = max(float(tensor.abs().max()) for name, tensor in one.items() if "lora_B" in name)
+    assert moved > 0.02
+    assert all(torch.allclose(one[name], two[name], atol=0.1 * moved) for name in one)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_what_nobody_goes_on_with_is_removed_after_a_week(small_set: Artifact, tiny_bert: Path, tmp_path: Path) -> None:
+    old, recent = tmp_path / ".work" / "old", tmp_path / ".work" / "recent"
+    for folder in (old, recent):
+        (folder / "checkpoint-1").mkdir(parents=True)
+    then = time.time() - (LEFTOVER_DAYS * 86_400 + 60)
+    os.utime(old, (then, then))
+    train(job_of(small_set, tiny_bert, tmp_path, epochs=1), progress=ignore)
+    assert [path.name for path in (tmp_path / ".work").iterdir()] == ["recent"]
+
+
+def test_training_stops_early_where_no_evaluation_is_better_and_says_what_it_trained(
+    small_set: Artifact, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """T9"""
+    job = job_of(small_set, tiny_bert, tmp_path, epochs=60, patience=2)
+    adapter = train(job, progress=ignore)
+    effective = adapter.manifest["effective"]
+    assert effective["stopped_early"]
+    assert effective["epochs"] == effective["best_epoch"] + 2 < 60
+    assert effective["steps"] == effective["epochs"] * 9
+    points = read_progress(adapter.path / "progress.jsonl")
+    assert effective["tokens"] == points[-1].tokens
+    scores = [(point.validation_score or 0, -(point.validation_loss or 0)) for point in points if point.validation_loss]
+    assert scores.index(max(scores)) + 1 == effective["best_epoch"]
+    assert all(point.memory_bytes > 2**20 and point.tokens_per_second > 0 for point in points)
+
+
+def test_settings_that_change_nothing_of_the_adapter_are_not_in_its_fingerprint(
+    small_set: Artifact, tiny_bert: Path
+) -> None:
+    def key(settings: ClassifySettings | GenerateSettings, **more: Any) -> str:
+        job = TrainingJob(use_case="shop", training_set=small_set.path, output=Path("out"), settings=settings, **more)
+        return adapter_fingerprint(job, small_set, {"model.safetensors": "a"})
+
+    classify = ClassifySettings()
+    same = classify.model_copy(update={"micro_batch_tokens": 64, "checkpoint_minutes": 1.0})
+    assert key(classify) == key(same)
+    assert key(classify) == key(classify, prompt={"system": "Be brief."}), "a classifier has no prompt"
+    assert key(classify) != key(classify.model_copy(update={"patience": 1}))
+    chat = GenerateSettings(task="generate", base_model="base")
+    assert key(chat) != key(chat, prompt={"system": "Be brief."})
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(small_set: Artifact, tiny_bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch_size 6 cannot be shared evenly by 4 processes"):
+        train(job_of(small_set, tiny_bert, tmp_path), progress=ignore, processes=4)
