@@ -16,6 +16,8 @@ from pipelines.stores import Stores
 from pipelines.use_case import UseCase
 from resources.stores import StoresResource
 from tests.orchestration.harness import Dagster, checks, failures
+from tests.pipelines.chat_base import QUESTIONS, answer_of, make_chat_base
+from tests.pipelines.chat_base import THINGS as COLOURS
 
 THINGS = ("kettle", "lamp", "chair", "tent", "toolbox", "suitcase", "blender", "hose", "helmet", "raincoat")
 
@@ -26,6 +28,9 @@ class Desk(Dagster):
     def __init__(self, instance: dg.DagsterInstance, folder: Path) -> None:
         self.instance = instance
         self.folder = folder / "desk"
+        self.change(base_model="all-MiniLM-L6-v2")
+
+    def change(self, **fine_tune: Any) -> None:
         attributes = {
             "name": "desk",
             "sources": [{"name": "pages", "type": "folder", "url": "pages"}],
@@ -35,7 +40,7 @@ class Desk(Dagster):
                 "maximum_quarantined_share": 0.5,
                 "near_duplicates": "off",
             },
-            "fine_tune": {"task": "generate", "base_model": "all-MiniLM-L6-v2"},
+            "fine_tune": {"task": "generate", **fine_tune},
             "evaluation": {"held_out_share": 0.3},
         }
         component: Any = UseCase.model_validate(attributes)
@@ -109,3 +114,31 @@ def test_a_quarantined_example_is_released_by_a_job_and_stays_so(desk: Desk) -> 
 
     nothing = desk.run("desk_review_examples")
     assert "nothing to decide" in failures(nothing)
+
+
+def test_chats_become_an_adapter_that_is_judged_by_its_answers(desk: Desk, tmp_path: Path) -> None:
+    """T12: what is trained is prompted as what is evaluated."""
+    base = make_chat_base(tmp_path / "base")
+    desk.change(
+        base_model=str(base),
+        epochs=4,
+        batch_size=8,
+        learning_rate=5e-3,
+        maximum_tokens=256,
+        lora={"rank": 4, "dropout": 0},
+    )
+    desk.write(
+        [
+            {"prompt": question.format(thing), "completion": answer_of(thing), "context": [], "group": question}
+            for question in QUESTIONS
+            for thing in COLOURS
+        ]
+    )
+    keys = ("labelled_examples", "training_set", "lora_adapter", "evaluation_report")
+    result = desk.run("desk_retrain", asset_selection=[dg.AssetKey(["desk", name]) for name in keys])
+    assert result.success, failures(result)
+    adapter, report = desk.metadata("desk", "lora_adapter"), desk.metadata("desk", "evaluation_report")
+    assert adapter["manifest"]["task"] == "generate"
+    assert report["candidate_token_f1"] > report["base_token_f1"]
+    assert "data:image/png" in report["metrics"]
+    assert "question" in report["samples"]
