@@ -1,8 +1,9 @@
 """Erasure: ``python -m pipelines.erasure <use case> --document source/id`` or ``--key PERSON``, and the call behind it.
 
-Vectors, texts and catalog rows go, from every collection, the replaced and half-built ones included, and a note by
-hash keeps the next sync or intake from bringing them back. Training sets and models are immutable: the answer lists
-those that used what was erased, so that somebody can retrain without it and withdraw them.
+Vectors, texts and catalog rows go, from every collection, the replaced and half-built ones included, and with labelled
+examples the feedback that they were made of and the decisions about them; a note by hash keeps the next sync or intake
+from bringing them back. Training sets and models are immutable: the answer lists those that used what was erased, so
+that somebody can retrain without it and withdraw them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from pipelines.declaration import Declaration, declared, load_declaration
 from pipelines.environment import Environment
 from pipelines.errors import ConfigError, FreshetError
 from pipelines.fingerprint import text_hash
+from pipelines.labels.feedback import FEEDBACK, forgotten_name, item_of
+from pipelines.labels.feedback import reports as all_reports
+from pipelines.labels.review import TO_JUDGE
 from pipelines.release.registry import versions
 from pipelines.stores import Stores
 
@@ -38,8 +42,13 @@ class Erasure:
     """Points deleted, by collection."""
     examples: tuple[str, ...]
     """Ids of labelled examples."""
+    feedback: tuple[str, ...]
+    """Ids of reports about answers."""
+    reviews: tuple[str, ...]
+    """Ids of the examples that the decisions were about."""
     mentions: tuple[str, ...]
-    """Documents left alone whose text contains the key: look at each, and name it if it has to go."""
+    """Documents, ``labels/<example id>`` and ``feedback/<id>`` left alone whose text contains the key: look at each,
+    and name it if it has to go."""
     training_sets: tuple[str, ...]
     """Folders of training sets that contain an erased example."""
     adapters: tuple[str, ...]
@@ -52,7 +61,10 @@ class Erasure:
         """For people."""
         would = "would be " if self.dry_run else ""
         gone = "" if self.dry_run else f", {sum(self.points.values())} points in {len(self.points)} collections"
-        lines = [f"{len(self.documents)} documents and {len(self.examples)} labelled examples {would}erased{gone}"]
+        labelled = (
+            f"{len(self.examples)} labelled examples, {len(self.feedback)} feedbacks, {len(self.reviews)} reviews"
+        )
+        lines = [f"{len(self.documents)} documents, {labelled} {would}erased{gone}"]
         for title, names in (
             ("documents", self.documents),
             ("mention the key and stay; look at each", self.mentions),
@@ -77,9 +89,10 @@ def forget(
     Args:
         declaration: the use case.
         stores: its catalog and index.
-        documents: each as ``source/document_id``.
+        documents: each as ``source/document_id``, ``labels/<example id>`` or ``feedback/<id>``.
         key: of a person (customer number, e-mail address): erases every document with that id or with that value in a
-            declared metadata field, and every labelled example of that group or author.
+            declared metadata field, every labelled example of that group or author, every feedback of that
+            conversation or author, and every decision of that author.
         dry_run: only say what would be erased.
 
     Raises:
@@ -88,7 +101,8 @@ def forget(
     if not documents and not key:
         raise ConfigError("name documents (source/id) or a person's key: nothing is erased by default")
     names = {source.name for source in declaration.sources}
-    wanted = {_document_key(each, names) for each in documents}
+    named = {_document_key(each, names) for each in documents}
+    wanted = {(source, name) for source, name in named if source in names}
     catalog = stores.catalog
     collections = _collections(declaration.name, catalog, stores.index) if declaration.sources else []
     mentions: set[DocumentKey] = set()
@@ -98,19 +112,27 @@ def forget(
             wanted |= meant
             mentions |= mentioning
     wanted |= _known_by_id(key, collections, catalog) if key else set()
-    examples = _examples(declaration.name, [each for _, each in wanted] + ([key] if key else []), catalog)
+    people = [each for _, each in wanted] + ([key] if key else [])
+    examples, reports, decided = _labelled(declaration.name, named - wanted, people, catalog)
+    if key:
+        mentions |= _mentioning(declaration.name, key, catalog) - {
+            (schema.FORGOTTEN_EXAMPLES, each) for each in examples
+        }
+        mentions -= {(FEEDBACK, each) for each in reports}
     sets = _training_sets(declaration.name, examples, catalog)
     points = dict.fromkeys(collections, 0)
     if not dry_run:
-        _note(declaration.name, wanted, examples, catalog)
+        _note(declaration.name, wanted, [*examples, *map(forgotten_name, reports)], catalog)
         for collection in collections:
             points[collection] = _take_out(collection, wanted, catalog, stores.index)
-        _delete_examples(declaration.name, examples, catalog)
+        _delete_labelled(declaration.name, examples, reports, decided, catalog)
         schema.purge(catalog)
     return Erasure(
         documents=tuple(sorted("/".join(each) for each in wanted)),
         points=points,
         examples=tuple(sorted(examples)),
+        feedback=tuple(sorted(reports)),
+        reviews=tuple(sorted(decided)),
         mentions=tuple(sorted("/".join(each) for each in mentions - wanted)),
         training_sets=tuple(str(path) for path in sets.values()),
         adapters=tuple(_adapters(declaration.name, sets, catalog)),
@@ -125,9 +147,10 @@ def forget(
 
 def _document_key(name: str, sources: Iterable[str]) -> DocumentKey:
     source, slash, document_id = name.partition("/")
-    if not slash or not document_id or source not in sources:
+    if not slash or not document_id or source not in {*sources, schema.FORGOTTEN_EXAMPLES, FEEDBACK}:
         raise ConfigError(
-            f"document {name!r} is not source/document_id; sources: {', '.join(sorted(sources)) or 'none'}"
+            f"document {name!r} is not source/document_id; sources: {', '.join(sorted(sources)) or 'none'}; or "
+            f"{schema.FORGOTTEN_EXAMPLES}/<example id>, {FEEDBACK}/<id>"
         )
     return source, document_id
 
@@ -197,20 +220,60 @@ def _take_out(collection: str, documents: Iterable[DocumentKey], catalog: sa.Eng
 # --- labelled examples, and what was made of them
 
 
-def _examples(use_case: str, keys: Sequence[str], catalog: sa.Engine) -> set[str]:
-    table = schema.examples.c
-    query = sa.select(table.example_id).where(
-        table.use_case == use_case, sa.or_(table.group.in_(keys), table.author.in_(keys))
-    )
+def _labelled(
+    use_case: str, named: Iterable[DocumentKey], people: Sequence[str], catalog: sa.Engine
+) -> tuple[set[str], set[str], set[str]]:
+    """Ids of examples, of feedback, and of examples that decisions are about: what is named, and what is people's."""
+    e, f, r = schema.examples.c, schema.feedback.c, schema.example_reviews.c
+    ids = [name for source, name in named if source == schema.FORGOTTEN_EXAMPLES]
+    reports = {name for source, name in named if source == FEEDBACK}
+    theirs = sa.or_(e.group.in_(people), e.author.in_(people), e.example_id.in_(ids))
     with catalog.connect() as connection:
-        return set(connection.scalars(query))
+        found = connection.execute(sa.select(e.example_id, e.item).where(e.use_case == use_case, theirs)).all()
+        examples, items = {row.example_id for row in found}, {row.item for row in found}
+        spoken = sa.or_(f.conversation.in_(people), f.author.in_(people), f.feedback_id.in_(reports))
+        reports = set(connection.scalars(sa.select(f.feedback_id).where(f.use_case == use_case, spoken)))
+        decisions = connection.execute(sa.select(r.example_id, r.author).where(r.use_case == use_case))
+        decided = {row.example_id for row in decisions if row.example_id in examples or row.author in people}
+    reports |= {each.feedback_id for each in all_reports(catalog, use_case) if item_of(each) in items}
+    return examples, reports, decided
 
 
-def _delete_examples(use_case: str, examples: Iterable[str], catalog: sa.Engine) -> None:
-    table = schema.examples
+def _mentioning(use_case: str, key: str, catalog: sa.Engine) -> set[DocumentKey]:
+    """Examples and feedback whose text contains the key."""
+    e, f = schema.examples.c, schema.feedback.c
+    told = {
+        schema.FORGOTTEN_EXAMPLES: (e.use_case, e.example_id, (e.text, e.messages, e.rejected, e.context, e.raw)),
+        FEEDBACK: (f.use_case, f.feedback_id, (f.messages, f.answer, f.correction, f.context)),
+    }
+    found: set[DocumentKey] = set()
+    with catalog.connect() as connection:
+        for source, (of, name, columns) in told.items():
+            contains = [
+                sa.cast(column, sa.Text).icontains(written, autoescape=True)
+                for column in columns
+                for written in {key, json.dumps(key)[1:-1]}  # as JSON writes it
+            ]
+            names = connection.scalars(sa.select(name).where(of == use_case, sa.or_(*contains)))
+            found |= {(source, each) for each in names}
+    return found
+
+
+def _delete_labelled(
+    use_case: str, examples: Iterable[str], reports: Iterable[str], decided: Iterable[str], catalog: sa.Engine
+) -> None:
+    e, f, r = schema.examples.c, schema.feedback.c, schema.example_reviews.c
     with catalog.begin() as connection:
-        for page in pages(sorted(examples)):
-            connection.execute(sa.delete(table).where(table.c.use_case == use_case, table.c.example_id.in_(page)))
+        for ids, table, column in (
+            (decided, schema.example_reviews, r.example_id),
+            (examples, schema.examples, e.example_id),
+            (reports, schema.feedback, f.feedback_id),
+        ):
+            for page in pages(sorted(ids)):
+                connection.execute(sa.delete(table).where(table.c.use_case == use_case, column.in_(page)))
+        for page in pages(sorted(decided)):  # what stays is judged by the expectations again
+            mine = (e.use_case == use_case, e.example_id.in_(page))
+            connection.execute(sa.update(schema.examples).where(*mine).values(suite=TO_JUDGE))
 
 
 def _training_sets(use_case: str, examples: set[str], catalog: sa.Engine) -> dict[str, Path]:
@@ -249,7 +312,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m pipelines.erasure", description="Erase documents, or everything about a person, for good."
     )
     parser.add_argument("use_case", help=f"one of: {', '.join(declared())}")
-    parser.add_argument("--document", action="append", default=[], metavar="SOURCE/ID", help="may be repeated")
+    parser.add_argument(
+        "--document",
+        action="append",
+        default=[],
+        metavar="SOURCE/ID",
+        help="or labels/ID, feedback/ID; may be repeated",
+    )
     parser.add_argument("--key", help="a person's key: customer number, e-mail address")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be erased")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -115,8 +115,7 @@ def feedback_examples(
     recogniser = Recogniser(settings.model_copy(update={"shape": "auto", "file_splits": {}}), task, FEEDBACK)
     disliked: set[str] = set()
     found: list[Submitted] = []
-    reports = list(enumerate(_reported(catalog, use_case), start=1))
-    for number, each in reversed(reports):
+    for number, each in reversed(list(enumerate(reports(catalog, use_case), start=1))):
         item = item_of(each)
         corrected = _corrected(each, task, multi_label=settings.multi_label)
         if corrected is None and each.thumb == -1:
@@ -140,7 +139,7 @@ def item_of(reported: Feedback) -> str:
 def mask_feedback(catalog: sa.Engine, use_case: str, settings: LabelSettings) -> int:
     """Mask what came before the settings said so; returns how many reports changed."""
     changed = []
-    for each in _reported(catalog, use_case):
+    for each in reports(catalog, use_case):
         row = _row(each)
         masked = _masked(settings, row)
         if masked != row:
@@ -189,8 +188,8 @@ def _masked(settings: LabelSettings, row: dict[str, Any]) -> dict[str, Any]:
     return {**row, **masked_json(settings, said), "messages": turns}
 
 
-def _reported(catalog: sa.Engine, use_case: str) -> Iterator[Feedback]:
-    """Everything, in the order in which it came."""
+def reports(catalog: sa.Engine, use_case: str) -> Iterator[Feedback]:
+    """Every report, in the order in which it came."""
     names = [field.name for field in fields(Feedback)]
     query = (
         sa.select(*(feedback.c[name] for name in names))

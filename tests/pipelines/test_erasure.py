@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from pipelines.catalog import examples
 from pipelines.corpus.serving import serve_index
 from pipelines.corpus.settings import RetrievalSettings, TableSource
 from pipelines.corpus.sync import SyncReport, sync_source
@@ -16,9 +18,12 @@ from pipelines.declaration import Declaration
 from pipelines.environment import Environment
 from pipelines.erasure import forget
 from pipelines.errors import ConfigError
+from pipelines.labels.feedback import Feedback, record_feedback
 from pipelines.labels.intake import take_in
+from pipelines.labels.review import decide
 from pipelines.labels.settings import LabelSettings
 from pipelines.labels.snapshot import freeze_training_set
+from pipelines.prompt import Message
 from pipelines.stores import Stores
 from tests.pipelines.corpus.hash_embedder import HashEmbedder
 
@@ -126,6 +131,36 @@ def test_examples_of_a_person_go_too_and_what_was_trained_on_them_is_named(shop:
     assert len(done.examples) == 10
     assert done.training_sets == (str(frozen.path),)
     assert shop.take_in() == before - 10, "read again, they stay away"
+
+
+def test_feedback_reviews_and_messages_of_a_person_go_too(shop: Shop, freshet_home: Path) -> None:
+    catalog = shop.stores.catalog
+    shop.labels = LabelSettings(feedback=True)
+    shop.declaration = shop.declaration.model_copy(update={"labels": shop.labels})
+    for number, (conversation, author) in enumerate((("c1", None), ("c2", "c1"), ("c2", "ann"), (None, "ann"))):
+        asked = (Message("user", f"Question {number} of Perpetua Nightingale about a gnome?"),)
+        report = Feedback(f"f-{number}", asked, "repair", labels=("refund",), conversation=conversation, author=author)
+        assert record_feedback(catalog, "shop", report)
+    assert shop.take_in() == 4
+    with catalog.connect() as connection:
+        rows = connection.execute(sa.select(examples.c.location, examples.c.example_id))
+        ids = {location: example_id for location, example_id in rows}  # noqa: C416 dict() of rows has no types
+    edited = json.dumps({"text": "Nightingale asks about a gnome's hat", "label": "repair"})
+    decide(catalog, "shop", ids["feedback:1"], "replace", replacement=edited, settings=shop.labels)
+    decide(catalog, "shop", ids["feedback:3"], "release", author="c1", settings=shop.labels)
+    assert shop.take_in() == 4
+    done = forget(shop.declaration, shop.stores, key="c1")
+    assert done.feedback == ("f-0", "f-1")
+    assert len(done.examples) == 3, "the edited row with what it stands for"
+    assert set(done.reviews) == {ids["feedback:1"], ids["feedback:3"]}
+    assert shop.take_in() == 2
+    assert not record_feedback(catalog, "shop", Feedback("f-0", asked, "repair", thumb=1)), "it was forgotten"
+    mentioned = forget(shop.declaration, shop.stores, key="perpetua nightingale").mentions
+    assert mentioned == ("feedback/f-2", "feedback/f-3", f"labels/{ids['feedback:3']}", f"labels/{ids['feedback:4']}")
+    left = forget(shop.declaration, shop.stores, documents=[f"labels/{ids['feedback:3']}", "feedback/f-3"])
+    assert (left.feedback, len(left.examples), left.documents) == (("f-2", "f-3"), 1, ())
+    shop.stores.close()
+    assert traces(freshet_home, "Question 2 of Perpetua") == []
 
 
 def test_a_dry_run_erases_nothing(shop: Shop) -> None:
