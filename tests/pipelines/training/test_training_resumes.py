@@ -257,10 +257,10 @@ def test_two_processes_make_what_one_makes_and_outlive_neither_each_other_nor_a_
     assert made.manifest["processes"] == 2
     assert made.manifest["effective"] == alone.manifest["effective"]
     one, two = load_file(alone.path / WEIGHTS), load_file(made.path / WEIGHTS)
-    assert one.keys() == two.keys()
-    moved = max(float(tensor.abs().max()) for name, tensor in one.items() if "lora_B" in name)
-    assert moved > 0.02
-    assert all(torch.allclose(one[name], two[name], atol=0.1 * moved) for name in one)
+    learned = [torch.cat([tensors[name].flatten() for name in one if "lora_B" in name]) for tensors in (one, two)]
+    assert torch.nn.functional.cosine_similarity(*learned, dim=0) > 0.98, "but for rounding"
+    assert alone.manifest["loss"]["first"] == pytest.approx(made.manifest["loss"]["first"], rel=0.01)
+    assert made.manifest["loss"]["last"] < 0.2 > alone.manifest["loss"]["last"], "both learned"
 
 
 def children(pid: int) -> list[int]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import resource
 import sys
 from collections.abc import Iterable
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -60,3 +62,33 @@ def training_processes() -> ForkServerContext:
         ]
     )
     return context
+
+
+def allocate_until_it_fits(most: int, sender: Connection) -> None:
+    """Where only ``most`` more bytes can be had: take 64 MiB a row, 32 rows at first."""
+    import torch
+
+    from pipelines.training.memory import with_smaller_batches
+
+    limit = _status("VmSize") + most
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    said: list[str] = []
+    tried: list[int] = []
+
+    def run(rows: int) -> int:
+        tried.append(rows)
+        return torch.ones(rows, 2**24).shape[0]
+
+    sender.send((with_smaller_batches(run, 32, said.append), tried, said))
+
+
+def train_and_measure(job: str, sender: Connection) -> None:
+    """Train, and send by how many bytes this process has grown at most."""
+    before = _status("VmRSS")
+    main([job])
+    sender.send(_status("VmHWM") - before)
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
