@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,16 @@ import sqlalchemy as sa
 
 from pipelines.catalog import FORGOTTEN_EXAMPLES, example_reviews, examples, forgotten, insert_or_ignore, now
 from pipelines.fingerprint import text_hash
-from pipelines.labels.examples import ACCEPTED, QUARANTINED, SUPERSEDED, WITHDRAWN, Split, Submitted, text_group
+from pipelines.labels.examples import (
+    ACCEPTED,
+    QUARANTINED,
+    SUPERSEDED,
+    WITHDRAWN,
+    Split,
+    Submitted,
+    normalised,
+    text_group,
+)
 from pipelines.labels.expectations import CANNOT_BE_READ, RELATION_KINDS, Candidate, Judgement, judge, suite_fingerprint
 from pipelines.labels.feedback import FEEDBACK, feedback_examples, mask_feedback
 from pipelines.labels.masking import masked_texts, masks
@@ -36,7 +46,11 @@ from pipelines.training.settings import Task
 __all__ = ["ACCEPTED", "QUARANTINED", "SUPERSEDED", "WITHDRAWN", "IntakeReport", "quarantined", "take_in"]
 
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
+_SHORT = 200  # characters
 _KEPT = ("text", "messages", "rejected", "context", "raw")
+_OTHER_TEXT = "about the same item as quite another text"
+"""Kind of the warning that ``labels.key_column`` may name different things by the same key."""
+_HARDLY = 0.2  # share of common words
 _VERDICT = ("state", "reasons", "warnings", "suite")
 
 
@@ -202,10 +216,11 @@ def take_in(
                     row.update(_kept(again))
                 if row["state"] == WITHDRAWN:
                     row.update(state=None, reasons=[])
-        aside = _set_aside(known_rows + new_rows, decided, wanted.replaced)
+        aside, others = _set_aside(known_rows + new_rows, decided, wanted.replaced)
         _decide(
             known_rows + new_rows,
             aside,
+            others,
             settings,
             suite,
             decided,
@@ -349,12 +364,22 @@ def _reordered(present: Mapping[str, Submitted], held: Mapping[str, _Held]) -> b
 
 
 def _known_rows(catalog: sa.Engine, use_case: str, *, raw: bool) -> list[dict[str, Any]]:
-    """Every row, in the order in which they came."""
+    """Every row, in the order in which they came; lists of equal content may be one."""
     columns = [column for column in examples.c if column.name != "raw" or raw]
-    query = sa.select(*columns).where(examples.c.use_case == use_case)
+    lists = [column.name for column in columns if isinstance(column.type, sa.JSON)]
+    selected = [sa.cast(column, sa.Text).label(column.name) if column.name in lists else column for column in columns]
+    query = sa.select(*selected).where(examples.c.use_case == use_case)
+    parsed = lru_cache(maxsize=10_000)(json.loads)  # most of them are short, and the same
+    rows = []
     with catalog.connect() as connection:
-        ordered = query.order_by(examples.c.received_at, examples.c.example_id)
-        return [dict(row) for row in connection.execute(ordered).mappings()]
+        for found in connection.execute(query.order_by(examples.c.received_at, examples.c.example_id)).mappings():
+            row = dict(found)
+            for name in lists:
+                text = row[name]
+                if text is not None:
+                    row[name] = parsed(text) if len(text) < _SHORT else json.loads(text)
+            rows.append(row)
+    return rows
 
 
 def _new_rows(
@@ -420,8 +445,13 @@ def _kept(row: Submitted) -> dict[str, Any]:
 # --- verdicts
 
 
-def _set_aside(rows: Iterable[dict[str, Any]], decided: Mapping[str, Review], replaced: Mapping[str, str]) -> set[str]:
-    """Give rows that are not to be judged their state, and return their ids; the others lose a state of that kind."""
+def _set_aside(
+    rows: Iterable[dict[str, Any]], decided: Mapping[str, Review], replaced: Mapping[str, str]
+) -> tuple[set[str], dict[str, str]]:
+    """Give rows that are not to be judged their state; the others lose a state of that kind.
+
+    Returns the ids of the former, and by id of the others where a row stood with quite another text about their item.
+    """
     standing: list[dict[str, Any]] = []
     aside: set[str] = set()
 
@@ -443,26 +473,35 @@ def _set_aside(rows: Iterable[dict[str, Any]], decided: Mapping[str, Review], re
         else:
             standing.append(row)
     newer = _superseded(standing)
+    others: dict[str, str] = {}
     for row in standing:
-        if row["example_id"] in newer:
-            reason = f"superseded: a newer row is about the same item, {newer[row['example_id']]}"
-            put(row, SUPERSEDED, reason)
+        by = newer.get(row["example_id"])
+        if by is not None:
+            put(row, SUPERSEDED, f"superseded: a newer row is about the same item, {by['location']}")
+            if _differ(row["text"], by["text"]):
+                others[by["example_id"]] = row["location"]
         elif row["state"] == SUPERSEDED:
             row.update(state=None, reasons=[])
-    return aside
+    return aside, others
 
 
-def _superseded(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Where the newest row about the same item stands, by the id of each older one.
+def _differ(one: str, other: str) -> bool:
+    """Whether two texts have next to no words in common: then one is hardly a correction of the other."""
+    words, others = (set(normalised(text).split()) for text in (one, other))
+    return len(words & others) < _HARDLY * len(words | others)
+
+
+def _superseded(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The newest row about the same item, by the id of each older one.
 
     The newest is labelled last. A row that does not say when was labelled when the last row about the item came in its
     file; of these the last line counts.
     """
-    items: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    items: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         if row["item"] is not None:
             items[row["item"]].append(row)
-    newer: dict[str, str] = {}
+    newer: dict[str, dict[str, Any]] = {}
     for same in items.values():
         if len(same) == 1:
             continue
@@ -476,13 +515,14 @@ def _superseded(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
             return row["labelled_at"] or arrived, arrived, int(row["location"].rpartition(":")[2])
 
         newest = max(same, key=order)
-        newer |= {row["example_id"]: newest["location"] for row in same if row is not newest}
+        newer |= {row["example_id"]: newest for row in same if row is not newest}
     return newer
 
 
 def _decide(
     rows: Sequence[dict[str, Any]],
     aside: set[str],
+    others: Mapping[str, str],
     settings: LabelSettings,
     suite: str,
     decided: Mapping[str, Review],
@@ -494,7 +534,8 @@ def _decide(
 ) -> None:
     """Judge ``rows`` and write state, reasons, warnings and suite into them, and what is kept of those that are masked.
 
-    Rows that are set ``aside`` are only masked. ``more`` are further arguments of ``judge``.
+    Rows that are set ``aside`` are only masked; ``others`` are those with another text about the same item. ``more``
+    are further arguments of ``judge``.
     """
     masking = masks(settings)
     resting = [row for row in rows if row["example_id"] in aside]
@@ -526,6 +567,8 @@ def _decide(
         if row["example_id"] in released and not _stays(reasons):
             warnings = warnings + [f"{reason} (released {released[row['example_id']].by})" for reason in reasons]
             reasons = []
+        if row["example_id"] in others:
+            warnings = [*warnings, f"{_OTHER_TEXT}: {others[row['example_id']]}"]
         row.update(state=QUARANTINED if reasons else ACCEPTED, reasons=reasons, warnings=warnings, suite=suite)
         _keep(row, judgement.masked, settings)
     if masking:
@@ -534,7 +577,7 @@ def _decide(
 
 def _own(reasons: Iterable[str]) -> list[str]:
     """Without what is only so because of other rows."""
-    return [reason for reason in reasons if _kind(reason) not in RELATION_KINDS]
+    return [reason for reason in reasons if _kind(reason) not in RELATION_KINDS and _kind(reason) != _OTHER_TEXT]
 
 
 def _stays(reasons: Iterable[str]) -> bool:

@@ -114,3 +114,19 @@ def test_who_labelled_is_counted_among_the_accepted(inbox: Any, letters: Letters
     report = inbox.take_in()
     assert report.by_origin == {"human": 2, "model": 2, "rule": 1}
     assert report.quarantined == 1
+
+
+def test_a_key_that_names_different_things_is_warned_of(inbox: Any, letters: Letters) -> None:
+    """Two files that each count their rows from 1."""
+    first, second = letters(2)
+    inbox.write("a.jsonl", {**first, "id": 1}, {**second, "id": 2})
+    inbox.write(
+        "b.jsonl", {"id": 1, "text": "Do you sell bicycles?", "label": "sales"}, {**second, "id": 2, "group": "x"}
+    )
+    report = inbox.take_in()
+    assert (report.accepted, report.superseded) == (2, 2)
+    assert report.warnings == {"about the same item as quite another text": 1}
+    inbox.write("c.jsonl", *letters(1, start=2))
+    assert inbox.take_in().warnings == {"about the same item as quite another text": 1}
+    inbox.write("a.jsonl", {**second, "id": 2})
+    assert inbox.take_in().warnings == {}
