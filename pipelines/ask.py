@@ -24,9 +24,9 @@ class Classification:
     """What a published model says about a text."""
 
     labels: list[str]
-    """The labels it assigns: exactly one unless the use case is multi-label."""
+    """The labels it assigns: exactly one unless the use case is multi-label, or the model abstains."""
     scores: dict[str, float]
-    """Probability of each category, not measured for calibration."""
+    """Probability of each category, calibrated where there were validation rows enough."""
     version: str
     """Published version that answered."""
     file: str

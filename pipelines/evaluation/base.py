@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.artifacts import Artifact
 from pipelines.environment import available_cores
+from pipelines.evaluation.calibration import calibrate, calibrated
 from pipelines.evaluation.classifier import (
     Classifier,
     base_folder,
     logistic_regression,
-    probabilities,
+    padding_tokenizer,
     quiet_transformers,
     run_model,
 )
@@ -36,14 +37,15 @@ def base_predictions(
     Raises:
         ArtifactError: the base model or the training set was altered.
     """
+    import numpy as np
     import torch
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     categories, multi_label = tuple(training_set.manifest["categories"]), bool(training_set.manifest["multi_label"])
     folder, length = base_folder(adapter), adapter.manifest["settings"]["maximum_tokens"]
     torch.set_num_threads(available_cores())
     with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = padding_tokenizer(folder)
         encoder = AutoModel.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
         ).eval()
@@ -56,18 +58,22 @@ def base_predictions(
     labels = torch.from_numpy(truth.astype("float32") if multi_label else truth.argmax(axis=1))
     weight, bias = logistic_regression(features([row.text for row in rows]), labels, len(categories))
 
-    def chances(texts: Sequence[str]) -> NDArray[np.float32]:
-        return probabilities((features(texts) @ weight.T + bias).numpy(), multi_label=multi_label)
+    def logits(texts: Sequence[str]) -> NDArray[np.float32]:
+        return np.asarray((features(texts) @ weight.T + bias).numpy())
 
     thresholds = dict.fromkeys(categories, 0.5) if multi_label else {}
     rule = Classifier(None, None, categories, multi_label, thresholds, length)
     validation = read_split(training_set, "validation")
-    if multi_label and validation:
-        threshold = best_threshold(
-            indicators([row.labels for row in validation], categories), chances([row.text for row in validation])
+    if validation:
+        known, said = (
+            indicators([row.labels for row in validation], categories),
+            logits([row.text for row in validation]),
         )
-        rule.thresholds = dict.fromkeys(categories, threshold)
-    found = chances(texts)
+        rule.calibration = calibrate(said, known, multi_label=multi_label)
+        if multi_label:
+            chances = calibrated(said, rule.calibration, multi_label=True)
+            rule.thresholds = dict.fromkeys(categories, best_threshold(known, chances))
+    found = calibrated(logits(texts), rule.calibration, multi_label=multi_label)
     return found, rule.decide(found)
 
 

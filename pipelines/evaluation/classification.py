@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pipelines.artifacts import Artifact
 from pipelines.evaluation.base import base_predictions
-from pipelines.evaluation.classifier import load_classifier, probabilities
+from pipelines.evaluation.calibration import calibrated
+from pipelines.evaluation.classifier import load_classifier
 from pipelines.evaluation.gate import OnSlice, decide
 from pipelines.evaluation.metrics import (
     Difference,
@@ -60,10 +61,11 @@ def judge_classifiers(
     truth = indicators([row.labels for row in rows], categories)
     progress(f"candidate on {len(rows)} held-out rows")
     tuned = load_classifier(candidate)
-    chances = tuned.probabilities(texts)
+    logits = tuned.logits(texts)
+    chances = calibrated(logits, tuned.calibration, multi_label=multi_label)
     decided = tuned.decide(chances)
     predictions = {"candidate": indicators(decided, categories)}
-    raw = probabilities(tuned.logits(texts), multi_label=multi_label)
+    raw = calibrated(logits, None, multi_label=multi_label)
     calibration = {"candidate": _calibration(truth, chances, multi_label=multi_label)}
     before = _calibration(truth, raw, multi_label=multi_label)
     answered = [number for number, labels in enumerate(decided) if labels] if not multi_label else range(len(rows))

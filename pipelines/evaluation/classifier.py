@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.artifacts import Artifact
 from pipelines.environment import available_cores
 from pipelines.errors import ArtifactError
+from pipelines.evaluation.calibration import Calibration, calibrated
 from pipelines.fingerprint import file_sha256
 from pipelines.models import model_folder
 
@@ -46,6 +47,8 @@ def base_model(folder: Path, categories: Sequence[str], *, multi_label: bool) ->
         problem_type="multi_label_classification" if multi_label else "single_label_classification",
         **safely,
     )
+    if config.pad_token_id is None:  # a decoder's: it scores the last token that is no padding
+        config.pad_token_id = padding_tokenizer(folder).pad_token_id
     for name in ("attention_probs_dropout_prob", "attention_dropout"):
         if hasattr(config, name):
             setattr(config, name, 0.0)  # drawing its masks takes longer on a CPU than the attention itself
@@ -53,6 +56,17 @@ def base_model(folder: Path, categories: Sequence[str], *, multi_label: bool) ->
         folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **safely
     )
     return model, sorted({key.rpartition(".")[0] for key in loading["missing_keys"]})
+
+
+def padding_tokenizer(folder: Path) -> Any:
+    """The tokenizer in ``folder``; a decoder's, which may know no padding, pads with the end of a text."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    tokenizer.padding_side = "right"
+    return tokenizer
 
 
 def logistic_regression(features: Any, labels: Any, categories: int, *, penalty: float = 1.0) -> tuple[Any, Any]:
@@ -139,6 +153,10 @@ class Classifier:
     thresholds: Mapping[str, float]
     """Per category, the least probability that assigns it; empty when a text has exactly one label."""
     maximum_tokens: int
+    calibration: Calibration | None = None
+    """What makes probabilities of the logits; None: they were never measured."""
+    abstain_below: float = 0.0
+    """A text whose most probable label is less probable gets none; only where a text has exactly one label."""
 
     def logits(self, texts: Sequence[str], *, batch_size: int = 32) -> Floats:
         """Float32 (texts, categories), in the order of ``categories``."""
@@ -153,16 +171,21 @@ class Classifier:
 
     def probabilities(self, texts: Sequence[str]) -> Floats:
         """Float32 (texts, categories): softmax with one label a text, a sigmoid for each label with several."""
-        return probabilities(self.logits(texts), multi_label=self.multi_label)
+        return calibrated(self.logits(texts), self.calibration, multi_label=self.multi_label)
 
     def predict(self, texts: Sequence[str]) -> list[list[str]]:
         """The labels of each text."""
         return self.decide(self.probabilities(texts))
 
     def decide(self, probabilities: Floats) -> list[list[str]]:
-        """The labels that ``probabilities`` (texts, categories) mean: the most probable, or all above threshold."""
+        """The labels that ``probabilities`` (texts, categories) mean: the most probable, or all above threshold.
+
+        Where a text has exactly one label, none means that the classifier abstains.
+        """
         if not self.multi_label:
-            return [[self.categories[index]] for index in probabilities.argmax(axis=1)]
+            sure = probabilities.max(axis=1) >= self.abstain_below
+            best = probabilities.argmax(axis=1)
+            return [[self.categories[index]] if known else [] for index, known in zip(best, sure, strict=True)]
         return [
             [name for name, value in zip(self.categories, row, strict=True) if value >= self.thresholds[name]]
             for row in probabilities.tolist()
@@ -171,16 +194,6 @@ class Classifier:
     def merged(self) -> Any:
         """The transformers model with the adapter merged into its weights; this classifier is used up by it."""
         return self.model.merge_and_unload(safe_merge=True)
-
-
-def probabilities(logits: Floats, *, multi_label: bool) -> Floats:
-    """Probabilities of ``logits`` (texts, categories): softmax, or a sigmoid for each label."""
-    import numpy as np
-
-    if multi_label:
-        return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
 
 
 def base_folder(adapter: Artifact) -> Path:
@@ -214,7 +227,6 @@ def load_classifier(adapter: Artifact) -> Classifier:
     import torch
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
-    from transformers import AutoTokenizer
 
     manifest, folder = adapter.manifest, base_folder(adapter)
     torch.set_num_threads(available_cores())
@@ -235,9 +247,11 @@ def load_classifier(adapter: Artifact) -> Classifier:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Classifier(
         model=model.to(device),
-        tokenizer=AutoTokenizer.from_pretrained(adapter.path, local_files_only=True, trust_remote_code=False),
+        tokenizer=padding_tokenizer(adapter.path),
         categories=tuple(manifest["categories"]),
         multi_label=manifest["multi_label"],
         thresholds=manifest["thresholds"],
         maximum_tokens=manifest["settings"]["maximum_tokens"],
+        calibration=manifest.get("calibration"),
+        abstain_below=manifest["settings"].get("abstain_below", 0.0),
     )

@@ -139,14 +139,24 @@ def model_card(gguf: Artifact, adapter: Artifact, report: Artifact, *, version: 
         "",
         "## Limits",
         "",
-        "- It knows these labels only, and always answers from them.",
+        "- It knows these labels only, and answers from them alone.",
         "- It was measured on held-out rows of its own data; on other text, or other languages than the base model's, "
         "nothing is promised.",
-        "- Scores are not calibrated probabilities.",
+        _calibration(gguf.manifest.get("calibration")),
         *(f"- {difference['known']}." for difference in _known(gguf)),
         "",
     ]
     return "\n".join(lines)
+
+
+def _calibration(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return "- Scores are not calibrated probabilities: there were too few validation rows to measure them on."
+    shift = f" plus {found['bias']:.3f}" if found["bias"] else ""
+    return (
+        f"- Probabilities are calibrated on {found['rows']:.0f} validation rows: logits divided by "
+        f"{found['temperature']:.3f}{shift}, before softmax or sigmoid. Freshet does that; llama.cpp gives raw scores."
+    )
 
 
 def modelfile(gguf: Artifact) -> str:

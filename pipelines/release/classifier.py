@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.artifacts import MANIFEST
 from pipelines.errors import ArtifactError
-from pipelines.evaluation.classifier import Classifier, probabilities
+from pipelines.evaluation.calibration import Calibration, calibrated
+from pipelines.evaluation.classifier import Classifier
 from pipelines.fingerprint import file_sha256
 from pipelines.release.llama import GgufModel
 
@@ -37,6 +38,8 @@ class GgufClassifier:
         self.categories = tuple(manifest["categories"])
         self.multi_label = bool(manifest["multi_label"])
         self.thresholds: dict[str, float] = manifest["thresholds"]
+        self.calibration: Calibration | None = manifest.get("calibration")
+        self.abstain_below = float(manifest.get("abstain_below", 0.0))
         if self.model.metadata("freshet.adapter") != manifest["adapter"]:
             raise ArtifactError(
                 f"{path} was made from adapter {self.model.metadata('freshet.adapter')}, its manifest says "
@@ -53,9 +56,17 @@ class GgufClassifier:
 
     def probabilities(self, texts: Sequence[str]) -> Floats:
         """Float32 (texts, categories): softmax with one label a text, a sigmoid for each label with several."""
-        return probabilities(self.scores(texts), multi_label=self.multi_label)
+        return calibrated(self.scores(texts), self.calibration, multi_label=self.multi_label)
 
     def predict(self, texts: Sequence[str]) -> list[list[str]]:
         """The labels of each text: the most probable, or all above their threshold."""
-        rule = Classifier(None, None, self.categories, self.multi_label, self.thresholds, self.model.maximum_tokens)
+        rule = Classifier(
+            model=None,
+            tokenizer=None,
+            categories=self.categories,
+            multi_label=self.multi_label,
+            thresholds=self.thresholds,
+            maximum_tokens=self.model.maximum_tokens,
+            abstain_below=self.abstain_below,
+        )
         return rule.decide(self.probabilities(texts))  # by the rule that evaluation judged

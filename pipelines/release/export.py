@@ -22,7 +22,7 @@ from pipelines.release.merge import merge
 from pipelines.release.parity import compare, plot
 from pipelines.release.settings import Quantisation, ReleaseSettings
 
-EXPORTER = "2"
+EXPORTER = "3"
 """Version of what this module makes of equal inputs; part of the fingerprint."""
 
 PACKAGES = ("torch", "transformers", "peft", "auto-round", "gguf", "llama-cpp-python")
@@ -145,6 +145,8 @@ def _export(
         "categories": facts["categories"],
         "multi_label": facts["multi_label"],
         "thresholds": facts["thresholds"],
+        "calibration": facts.get("calibration"),
+        "abstain_below": facts["settings"].get("abstain_below", 0.0),
         "maximum_tokens": facts["settings"]["maximum_tokens"],
         "settings": settings.model_dump(mode="json"),
         "quantisations": found,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.evaluation.classifier import Classifier, probabilities
+from pipelines.evaluation.calibration import calibrated
+from pipelines.evaluation.classifier import Classifier
 from pipelines.evaluation.metrics import scores
 from pipelines.figures import canvas, png
 from pipelines.labels.examples import Example
@@ -158,7 +159,7 @@ def plot(parity: Parity) -> bytes:
 
 
 def _decided(merged: Classifier, logits: Any) -> Any:
-    chances = probabilities(logits, multi_label=merged.multi_label) if len(logits) else logits
+    chances = calibrated(logits, merged.calibration, multi_label=merged.multi_label) if len(logits) else logits
     return indicators(merged.decide(chances) if len(logits) else [], merged.categories)
 
 

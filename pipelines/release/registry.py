@@ -243,7 +243,7 @@ def _write(
 def _manifest(gguf: Artifact, adapter: Artifact, report: Artifact, *, use_case: str, version: str) -> dict[str, Any]:
     kept = (
         "adapter", "training_set", "base_licence", "categories", "multi_label", "thresholds", "maximum_tokens",
-        "quantisations", "merged", "held_out_rows", "parity", "versions",
+        "calibration", "abstain_below", "quantisations", "merged", "held_out_rows", "parity", "versions",
     )  # fmt: skip
     trained = ("task", "base_model", "base_revision", "base_files")
     return {

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.artifacts import Artifact
 from pipelines.environment import available_cores
 from pipelines.errors import ExamplesError
-from pipelines.evaluation.classifier import Classifier, base_model, logistic_regression, probabilities
+from pipelines.evaluation.calibration import calibrate, calibrated
+from pipelines.evaluation.classifier import Classifier, base_model, logistic_regression, padding_tokenizer
 from pipelines.evaluation.metrics import best_threshold, score, scores
 from pipelines.labels.examples import Example, read_split
 from pipelines.training.dataset import indicators
@@ -19,6 +20,10 @@ from pipelines.training.lora import bf16_is_faster, save, with_adapter
 from pipelines.training.progress import Progress, recorder
 from pipelines.training.settings import ClassifySettings
 from pipelines.training.trainer import arguments, fit
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PROBED_ROWS = 5_000
 """Most training rows that the head's starting point is fitted on."""
@@ -45,7 +50,7 @@ def fit_classifier(
         TrainingError: the loss is not finite, or training ended early.
     """
     import torch
-    from transformers import AutoTokenizer, Trainer, set_seed
+    from transformers import Trainer, set_seed
 
     started = time.monotonic()
     multi_label = bool(training_set.manifest["multi_label"])
@@ -61,7 +66,7 @@ def fit_classifier(
     torch.set_flush_denormal(True)
     set_seed(settings.seed)  # before the model: its head starts at random
     precision = "bf16" if bf16_is_faster() else "fp32"
-    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    tokenizer = padding_tokenizer(base)
     model, missing = base_model(base, categories, multi_label=multi_label)
     if precision == "bf16" and not torch.cuda.is_available() and settings.maximum_tokens <= 256:
         model.set_attn_implementation("eager")  # a third faster there than the fused one, whose backward pass is slow
@@ -76,7 +81,7 @@ def fit_classifier(
         ids = [torch.tensor(row["input_ids"]) for row in batch]
         pad = torch.nn.utils.rnn.pad_sequence
         return {
-            "input_ids": pad(ids, batch_first=True, padding_value=tokenizer.pad_token_id or 0),
+            "input_ids": pad(ids, batch_first=True, padding_value=tokenizer.pad_token_id),
             "attention_mask": pad([torch.ones_like(row) for row in ids], batch_first=True),
             "labels": torch.tensor([row["labels"] for row in batch]),
         }
@@ -84,7 +89,7 @@ def fit_classifier(
     def validation_score(prediction: Any) -> dict[str, float]:
         logits, labels = prediction.predictions, prediction.label_ids
         if multi_label:
-            chances = probabilities(logits, multi_label=True)
+            chances = calibrated(logits, None, multi_label=True)
             return {"score": score(labels.astype(bool), chances >= 0.5, "micro_f1")}
         return {"score": float((logits.argmax(axis=1) == labels).mean())}
 
@@ -118,6 +123,7 @@ def fit_classifier(
         train_dataset=data,
         eval_dataset=encoded(validation_rows) if validation_rows else None,
         data_collator=padded,
+        compute_loss_func=weighted_loss(settings, indicators([row.labels for row in rows], categories), multi_label),
         compute_metrics=validation_score,
     )
     state, losses = fit(trainer, watch, settings, work), [point.loss for point in watch.points]
@@ -130,11 +136,14 @@ def fit_classifier(
         multi_label=multi_label,
         thresholds=dict.fromkeys(categories, 0.5) if multi_label else {},
         maximum_tokens=settings.maximum_tokens,
+        abstain_below=settings.abstain_below,
     )
     validation = None
     if validation_rows:
         truth = indicators([row.labels for row in validation_rows], categories)
-        chances = classifier.probabilities([row.text for row in validation_rows])
+        logits = classifier.logits([row.text for row in validation_rows])
+        classifier.calibration = calibrate(logits, truth, multi_label=multi_label)
+        chances = calibrated(logits, classifier.calibration, multi_label=multi_label)
         if multi_label:
             classifier.thresholds = dict.fromkeys(categories, best_threshold(truth, chances))
         validation = asdict(scores(truth, indicators(classifier.decide(chances), categories), categories))
@@ -142,6 +151,7 @@ def fit_classifier(
         "categories": list(categories),
         "multi_label": multi_label,
         "thresholds": dict(classifier.thresholds),
+        "calibration": classifier.calibration,
         "effective": {
             "rows": len(rows),
             "validation_rows": len(validation_rows),
@@ -158,6 +168,35 @@ def fit_classifier(
         "precision": precision,
         "seconds": round(time.monotonic() - started, 2),
     }
+
+
+def weighted_loss(
+    settings: ClassifySettings, truth: NDArray[np.bool_], multi_label: bool
+) -> Callable[[Any, Any, Any], Any] | None:
+    """The loss in which rare categories count more; None for the model's own.
+
+    ``truth`` (rows, categories) is of the training split. Weights are the inverse of a category's frequency, ten at
+    most, so that a handful of rows does not rule the training.
+    """
+    if settings.class_weights == "none":
+        return None
+    import numpy as np
+    import torch
+
+    counts = np.maximum(truth.sum(axis=0), 1)
+    usual = (len(truth) - counts) / counts if multi_label else len(truth) / (len(counts) * counts)
+    weights = torch.tensor(np.clip(usual, 0.1, 10.0), dtype=torch.float32)
+
+    def loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        logits, functional = outputs["logits"].float(), torch.nn.functional
+        each = weights.to(logits.device)
+        if multi_label:
+            total = functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=each, reduction="sum")
+        else:
+            total = functional.cross_entropy(logits, labels, weight=each, reduction="sum")
+        return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+
+    return loss
 
 
 class AlikeLengths:
@@ -217,9 +256,13 @@ def _start_head(model: Any, batches: Sequence[dict[str, Any]], *, bf16: bool) ->
         for batch in batches:
             model(**{name: value.to(device) for name, value in batch.items() if name != "labels"})
     hook.remove()
+    if reached[0].dim() == 3:  # a decoder's head scores every token; the last one is the text's
+        lasts = [batch["attention_mask"].sum(dim=1) - 1 for batch in batches]
+        reached = [each[torch.arange(len(each)), last] for each, last in zip(reached, lasts, strict=True)]
     weight, bias = logistic_regression(
         torch.cat(reached).clone(), torch.cat([batch["labels"] for batch in batches]), classifier.out_features
     )
     with torch.no_grad():
         classifier.weight.copy_(weight)
-        classifier.bias.copy_(bias)
+        if classifier.bias is not None:
+            classifier.bias.copy_(bias)
