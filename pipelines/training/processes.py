@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.environment import REPOSITORY, available_cores
-from pipelines.errors import TrainingInterruptedError
+from pipelines.errors import FreshetError, TrainingInterruptedError
 
 PATIENCE = 30.0
 """Seconds that a process has to notice by itself that another one is gone, and to end when it is told to."""
@@ -93,9 +93,9 @@ def together(count: int, job: Path) -> Iterator[None]:
         yield
         for other in others:
             other.wait(PATIENCE)
-    except BaseException as error:
-        failed = _failed(others)
-        if failed is None or not isinstance(error, Exception):
+    except Exception as error:
+        failed = None if isinstance(error, FreshetError) else _failed(others)
+        if failed is None:
             raise
         raise TrainingInterruptedError(f"{failed}; started again, training goes on from its checkpoint") from error
     finally:

@@ -106,6 +106,7 @@ def test_through_dagster_pipes_it_streams_its_progress_and_then_the_adapter(
 
 
 def test_a_job_that_cannot_be_done_says_why_and_exits_with_2(small_set: Artifact, tmp_path: Path) -> None:
+    """T13"""
     write_job(tmp_path, small_set, LONG.model_copy(update={"base_model": "no such model"}))
     done = subprocess.run(command(tmp_path), cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2

@@ -43,9 +43,9 @@ def write_tiny_bert(folder: Path, texts: Iterable[str], *, dropout: float) -> Pa
     return folder
 
 
-def train_as_a_process(job: str) -> None:
-    """What ``python -m pipelines.training JOB`` does, for a process that has its imports already."""
-    sys.exit(main([job]))
+def train_as_a_process(*arguments: str) -> None:
+    """What ``python -m pipelines.training`` does, for a process that has its imports already."""
+    sys.exit(main([*arguments]))
 
 
 def training_processes() -> ForkServerContext:
@@ -57,6 +57,7 @@ def training_processes() -> ForkServerContext:
             "torch._subclasses.fake_tensor",
             "transformers.trainer",
             "transformers.models.bert.modeling_bert",
+            "transformers.models.llama.modeling_llama",
             "peft",
             "tests.pipelines.training.tiny_bert",
         ]
