@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pipelines.artifacts import Artifact
@@ -105,14 +107,18 @@ def read_split(training_set: Artifact, split: Split) -> list[Example]:
     Raises:
         ArtifactError: the file is missing, or a row does not fit the manifest's categories.
     """
+    return list(each_of_split(training_set, split))
+
+
+def each_of_split(training_set: Artifact, split: Split) -> Iterator[Example]:
+    """``read_split``, one after the other."""
     path = training_set.path / f"{split}.jsonl"
     if not path.is_file():
         raise ArtifactError(f"{training_set.path} has no {path.name}; materialise its asset again")
     chats = training_set.manifest.get("task") == "generate"
     categories = set(training_set.manifest["categories"])
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
             continue
         try:
             row = json.loads(line)
@@ -136,8 +142,12 @@ def read_split(training_set: Artifact, split: Split) -> list[Example]:
             raise ArtifactError(f"{path}, line {number}: a chat that does not end with the assistant's turn")
         if not chats and not training_set.manifest["multi_label"] and len(example.labels) != 1:
             raise ArtifactError(f"{path}, line {number}: {len(example.labels)} labels, but multi_label is off")
-        found.append(example)
-    return found
+        yield example
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        yield from lines
 
 
 def normalised(text: str) -> str:

@@ -12,13 +12,16 @@ a copy.
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pipelines.artifacts import Artifact
-from pipelines.labels.examples import SPLITS, Example, Split, normalised, read_split
+from pipelines.labels.examples import SPLITS, Example, Split, each_of_split, normalised
 from pipelines.labels.similarity import SIMILAR
 
 if TYPE_CHECKING:
@@ -76,45 +79,81 @@ class LeakageReport:
 
 
 def find_leakage(artifact: Artifact) -> LeakageReport:
-    """Compare test and validation rows of a training set with its training rows: what is found blocks training."""
-    by_split = {split: read_split(artifact, split) for split in SPLITS}
-    pairs = leaked_pairs(by_split, chats=artifact.manifest.get("task") == "generate")
-    return LeakageReport(_shared_groups(by_split), tuple(pairs))
+    """Compare test and validation rows of a training set with its training rows: what is found blocks training.
 
-
-def _shared_groups(by_split: Mapping[Split, Sequence[Example]]) -> dict[str, tuple[Split, ...]]:
+    Rows are read twice, and only those that leak are held.
+    """
     places: dict[str, set[Split]] = defaultdict(set)
-    for split, found in by_split.items():
-        for example in found:
+
+    def texts(split: Split) -> Iterator[str]:
+        for example in each_of_split(artifact, split):
             places[example.group].add(split)
-    return {
+            yield example.text
+
+    chats = artifact.manifest.get("task") == "generate"
+    found = _near({split: texts(split) for split in SPLITS}, chats=chats)
+    wanted: dict[Split, set[int]] = {split: set() for split in SPLITS}
+    for split, _, held_out, train in found:
+        wanted[split].add(held_out)
+        wanted["train"].add(train)
+    rows = {
+        split: {n: row for n, row in enumerate(each_of_split(artifact, split)) if n in numbers} if numbers else {}
+        for split, numbers in wanted.items()
+    }
+    groups = {
         group: tuple(split for split in SPLITS if split in seen)
         for group, seen in sorted(places.items())
         if len(seen) > 1
     }
+    return LeakageReport(groups, tuple(_pairs(found, rows)))
 
 
 def leaked_pairs(by_split: Mapping[Split, Sequence[Example]], *, chats: bool = False) -> list[LeakedPair]:
     """Training rows whose text nearly repeats a held-out one, once for each split, most similar first."""
-    rows: dict[Split, dict[str, list[Example]]] = {split: defaultdict(list) for split in SPLITS}
-    numbers: dict[str, int] = {}
-    for split, found in by_split.items():
-        for example in found:
-            text = normalised(example.text)
-            if not text:  # a chat of which the system's text asks everything
-                continue
-            numbers.setdefault(text, len(numbers))
-            rows[split][text].append(example)
-    texts = list(numbers)
-    shingles = _Shingles(texts, without_boilerplate=chats)
-    train = [numbers[text] for text in rows["train"]]
-    pairs: list[LeakedPair] = []
-    for split in HELD_OUT:
-        held_out = [numbers[text] for text in rows[split]]
-        for similarity, known, copy in shingles.near(held_out, train):
-            first = rows[split][texts[known]][0]
-            pairs += [LeakedPair(split, first, other, similarity) for other in rows["train"][texts[copy]]]
+    found = _near({split: (row.text for row in by_split[split]) for split in SPLITS}, chats=chats)
+    return _pairs(found, {split: dict(enumerate(rows)) for split, rows in by_split.items()})
+
+
+_Found = list[tuple[Split, float, int, int]]
+"""Held-out split, similarity, and the places of the held-out and the training row in their splits."""
+
+
+def _pairs(found: _Found, rows: Mapping[Split, Mapping[int, Example]]) -> list[LeakedPair]:
+    pairs = [
+        LeakedPair(split, rows[split][held_out], rows["train"][train], similarity)
+        for split, similarity, held_out, train in found
+    ]
     return sorted(pairs, key=lambda pair: (-pair.similarity, pair.held_out.id, pair.train.id))
+
+
+def _near(texts: Mapping[Split, Iterable[str]], *, chats: bool) -> _Found:
+    numbers: dict[bytes, int] = {}
+    shingles = _Shingles()
+    rows: dict[Split, array[int]] = {}
+    for split, said in texts.items():
+        rows[split] = array("q")
+        for text in map(normalised, said):
+            if not text:  # a chat of which the system's text asks everything
+                rows[split].append(-1)
+                continue
+            key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            if key not in numbers:
+                numbers[key] = len(numbers)
+                shingles.add(text)
+            rows[split].append(numbers[key])
+    del numbers
+    shingles.close(without_boilerplate=chats)
+    in_train = sorted(set(rows["train"]) - {-1})
+    found: _Found = []
+    for split in HELD_OUT:
+        first: dict[int, int] = {}
+        for place, number in enumerate(rows[split]):
+            first.setdefault(number, place)
+        first.pop(-1, None)
+        near = {copy: (similarity, first[known]) for similarity, known, copy in shingles.near(list(first), in_train)}
+        if near:
+            found += [(split, *near[number], place) for place, number in enumerate(rows["train"]) if number in near]
+    return found
 
 
 class _Shingles:
@@ -124,31 +163,43 @@ class _Shingles:
     the rarest first.
     """
 
-    def __init__(self, texts: Sequence[str], *, without_boilerplate: bool) -> None:
+    def __init__(self) -> None:
+        self._words: dict[str, int] = {}
+        self._pairs = array("q")
+        self._sizes = array("q")
+
+    def add(self, text: str) -> None:
+        """One more normalised text; the first has the number 0."""
+        words = self._words
+        said = [words.setdefault(word, len(words)) for word in text.split()]
+        pairs = {one << 32 | other for one, other in pairwise(said)} or {said[0] << 32 | said[0]}
+        self._pairs.extend(pairs)
+        self._sizes.append(len(pairs))
+
+    def close(self, *, without_boilerplate: bool) -> None:
+        """After the last text: what is needed to compare."""
         import numpy as np
 
-        words: dict[str, int] = {}
-        sets: list[Numbers] = []
-        for text in texts:
-            said = np.array([words.setdefault(word, len(words)) for word in text.split()], dtype=np.int64)
-            following = said[1:] if len(said) > 1 else said
-            sets.append(np.unique(said[: max(1, len(said) - 1)] << 32 | following))
-        lengths = np.array([len(members) for members in sets], dtype=np.int64)
-        flat = np.concatenate(sets) if sets else np.empty(0, dtype=np.int64)
-        del sets
-        _, places, counts = np.unique(flat, return_inverse=True, return_counts=True)
+        lengths = np.array(self._sizes, dtype=np.int64)
+        _, places, counts = np.unique(
+            np.frombuffer(self._pairs or b"", dtype=np.int64), return_inverse=True, return_counts=True
+        )
+        self._words, self._pairs, self._sizes = {}, array("q"), array("q")
         rank = np.empty(len(counts), dtype=np.int64)
         rank[np.argsort(counts, kind="stable")] = np.arange(len(counts))
-        of_text = np.repeat(np.arange(len(lengths)), lengths)
-        ranks = rank[places]
         self._members_known = max(1, len(counts))
+        of_text = np.repeat(np.arange(len(lengths)), lengths)
         if without_boilerplate:
-            usual = counts[places] > max(_BOILERPLATE_ROWS, _BOILERPLATE_SHARE * len(texts))
+            usual = counts[places] > max(_BOILERPLATE_ROWS, _BOILERPLATE_SHARE * len(lengths))
             left = np.bincount(of_text[~usual], minlength=len(lengths))
             keep = ~usual | (left[of_text] == 0)  # a prompt that says nothing else is compared by all of it
-            of_text, ranks = of_text[keep], ranks[keep]
+            of_text, places = of_text[keep], places[keep]
             lengths = np.bincount(of_text, minlength=len(lengths))
-        self._members = ranks[np.lexsort((ranks, of_text))]
+        # Sorted by text, then by rank: both in one number.
+        numbered = of_text * self._members_known + rank[places]
+        del of_text, places
+        numbered.sort()
+        self._members = numbered % self._members_known
         self._lengths = lengths
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
 
