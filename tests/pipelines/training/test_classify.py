@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
@@ -14,11 +15,12 @@ from pipelines.errors import ArtifactError, ConfigError, ExamplesError, LockedEr
 from pipelines.evaluation.classifier import load_classifier
 from pipelines.labels.examples import read_split
 from pipelines.models import BUNDLED, model_folder
-from pipelines.training.classify import AlikeLengths
+from pipelines.training.classify import AlikeLengths, weighted_loss
 from pipelines.training.dataset import indicators, training_set_at
 from pipelines.training.job import TrainingJob, adapter_fingerprint, train
 from pipelines.training.progress import Progress, read_progress
 from pipelines.training.settings import ClassifySettings, LoraSettings
+from tests.pipelines.chat_base import make_chat_base
 
 QUICK = ClassifySettings(epochs=3, batch_size=16, maximum_tokens=48, lora=LoraSettings(rank=4, alpha=8))
 
@@ -303,3 +305,72 @@ def test_an_epoch_may_end_before_the_curve_s_second_point(
         point.step for point in read_progress(adapter.path / "progress.jsonl") if point.validation_score is not None
     ]
     assert len(steps) == adapter.manifest["effective"]["steps"] == 4
+
+
+def test_probabilities_are_calibrated_on_validation_rows_where_there_are_enough(
+    small_adapter: Artifact, tmp_path: Path
+) -> None:
+    """T18"""
+    assert small_adapter.manifest["calibration"] is None, "six validation rows say too little"
+    lines = [
+        {"id": str(n), "text": f"Where is parcel number {n}?", "labels": ["delivery"], "group": str(n)}
+        for n in range(60)
+    ]
+    lines += [
+        {"id": f"r{n}", "text": f"Repay order {n}, please.", "labels": ["refund"], "group": f"r{n}"} for n in range(60)
+    ]
+    folder = tmp_path / "training_set"
+    folder.mkdir()
+    for number, split in enumerate(("train", "validation", "test")):
+        rows = [json.dumps({**line, "origin": "human"}) for line in (lines if number < 2 else lines[:2])]
+        (folder / f"{split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    seal(
+        folder,
+        {"fingerprint": "f" * 64, "kind": "training_set", "categories": ["delivery", "refund"], "multi_label": False},
+    )
+    adapter = train(
+        job_of(load(folder), tmp_path / "out", QUICK.model_copy(update={"abstain_below": 0.9})), progress=ignore
+    )
+    classifier = load_classifier(adapter)
+    assert adapter.manifest["calibration"]["rows"] == 120
+    assert classifier.calibration == adapter.manifest["calibration"]
+    assert classifier.abstain_below == 0.9
+    assert classifier.predict(["Where is parcel number 7?"]) == [["delivery"]]
+
+
+def test_rare_categories_count_more_when_weights_are_balanced() -> None:
+    import torch
+
+    truth = np.zeros((100, 2), dtype=bool)
+    truth[:90, 0] = truth[90:, 1] = True
+    assert weighted_loss(ClassifySettings(), truth, multi_label=False) is None
+    balanced = ClassifySettings(class_weights="balanced")
+    single = weighted_loss(balanced, truth, multi_label=False)
+    several = weighted_loss(balanced, truth, multi_label=True)
+    assert single is not None
+    assert several is not None
+    logits = {"logits": torch.zeros(1, 2)}
+    ratio = single(logits, torch.tensor([1])) / single(logits, torch.tensor([0]))
+    assert float(ratio) == pytest.approx(9.0)
+    missed = several(logits, torch.tensor([[0.0, 1.0]]))
+    assert float(missed) == pytest.approx(math.log(2) * (1 + 9) / 2, rel=1e-5)
+    whole = single({"logits": torch.zeros(4, 2)}, torch.tensor([0, 1, 1, 0]), 4)
+    parts = [single({"logits": torch.zeros(2, 2)}, torch.tensor(labels), 4) for labels in ([0, 1], [1, 0])]
+    assert float(whole) == pytest.approx(float(sum(parts))), "gradients of parts add up to those of the whole"
+
+
+def test_a_decoder_classifies_by_its_last_token_and_comes_back_from_disk(small_set: Artifact, tmp_path: Path) -> None:
+    """T19"""
+    import torch
+
+    base = make_chat_base(tmp_path / "base")
+    settings = QUICK.model_copy(update={"base_model": str(base), "learning_rate": 5e-3})
+    adapter = train(job_of(small_set, tmp_path / "out", settings), progress=ignore)
+    classifier = load_classifier(adapter)
+    texts = [row.text for row in read_split(small_set, "test")]
+    together, alone = classifier.logits(texts), np.concatenate([classifier.logits([text]) for text in texts])
+    assert np.allclose(together, alone, atol=1e-4), "padding is never what is classified"
+    assert torch.isfinite(torch.from_numpy(together)).all()
+    truth = indicators([row.labels for row in read_split(small_set, "train")], classifier.categories)
+    found = indicators(classifier.predict([row.text for row in read_split(small_set, "train")]), classifier.categories)
+    assert (truth == found).all(axis=1).mean() > 0.6, "it has learnt something"
