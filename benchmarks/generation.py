@@ -176,13 +176,26 @@ def run_ours(base: Path, training_set: Artifact) -> dict[str, float]:
 
 
 def run_trl(base: Path, training_set: Artifact) -> dict[str, float]:
+    import peft  # noqa: F401
+    import trl.trainer.sft_trainer  # noqa: F401
+
+    before = most_memory()
+    with tempfile.TemporaryDirectory() as output:
+        trainer = trl_trainer(base, training_set, Path(output))
+        tokens = sum(len(ids) for ids in trainer.train_dataset["input_ids"])
+        return _trained(trainer, base, tokens, before)
+
+
+def trl_trainer(
+    base: Path, training_set: Artifact, output: Path, *, lora: LoraSettings = LORA, **particular: Any
+) -> Any:
+    """A plain ``SFTTrainer`` on the training chats, of answers alone."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    before = most_memory()
     rows = [
         {
             "prompt": [{"role": turn.role, "content": turn.content} for turn in row.messages[:-1]],
@@ -190,17 +203,13 @@ def run_trl(base: Path, training_set: Artifact) -> dict[str, float]:
         }
         for row in read_split(training_set, "train")
     ]
-    with tempfile.TemporaryDirectory() as output:
-        arguments = SFTConfig(output_dir=output, **_common(), max_length=MAXIMUM_TOKENS)
-        trainer: Any = SFTTrainer(
-            _model(base),
-            arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=AutoTokenizer.from_pretrained(base),
-            peft_config=LoraConfig(**_lora()),
-        )
-        tokens = sum(len(ids) for ids in trainer.train_dataset["input_ids"])
-        return _trained(trainer, base, tokens, before)
+    return SFTTrainer(
+        _model(base),
+        SFTConfig(output_dir=str(output), max_length=MAXIMUM_TOKENS, **{**_common(), **particular}),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(base),
+        peft_config=LoraConfig(**_lora(lora)),
+    )
 
 
 def run_transformers(base: Path, training_set: Artifact) -> dict[str, float]:
@@ -271,13 +280,13 @@ def _model(base: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16 if bf16_is_faster() else torch.float32)
 
 
-def _lora() -> dict[str, Any]:
+def _lora(lora: LoraSettings = LORA) -> dict[str, Any]:
     return {
         "task_type": "CAUSAL_LM",
-        "r": LORA.rank,
-        "lora_alpha": LORA.alpha,
-        "lora_dropout": LORA.dropout,
-        "target_modules": LORA.target_modules,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": lora.target_modules,
     }
 
 

@@ -159,9 +159,14 @@ def _base_model(settings: GenerateSettings, base: Path, precision: str, longest:
     elif settings.packing and not torch.cuda.is_available() and not windowed(config, longest):
         register()
         chosen["attn_implementation"] = CHAT_BY_CHAT
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         base, use_safetensors=True, local_files_only=True, trust_remote_code=False, **chosen
     )
+    for module in model.modules():
+        # bitsandbytes (0.50) rearranges weights on a CPU when it evaluates, and has wrong gradients ever after.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - no attribute that torch's types know
+    return model
 
 
 def _quantisation(settings: GenerateSettings) -> Any:

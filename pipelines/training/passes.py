@@ -89,7 +89,10 @@ class Passes:
     def save_memory(self) -> None:
         """Compute activations again in the backward pass instead of keeping them: a third more time."""
         self.saves_memory = True
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = (
+            getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
+        )
+        enable({"use_reentrant": False})
 
     def losses(self, batch: dict[str, Any], room: int) -> Iterator[tuple[Any, Any]]:
         """``(sum of losses, right tokens)`` of the answers in ``batch``, chats of at most ``room`` tokens at a time.
@@ -98,10 +101,10 @@ class Passes:
         Each pair belongs to a forward pass of its own, so that its backward pass can come before the next.
         """
         for row in self._rows(batch, room):
-            apart = boundaries(row["lengths"]) if self.pack else nullcontext()
-            with apart, self.autocast():
-                loss = self._loss(row)
-            yield loss
+            with boundaries(row["lengths"]) if self.pack else nullcontext():  # the backward pass may compute again
+                with self.autocast():
+                    loss = self._loss(row)
+                yield loss
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 where it is faster."""
