@@ -9,8 +9,8 @@ import pytest
 
 from pipelines.artifacts import Artifact, latest, load
 from pipelines.errors import ArtifactError, ExamplesError
-from pipelines.labels.examples import SPLITS, Example, read_split
 from pipelines.labels.difference import diff
+from pipelines.labels.examples import SPLITS, Example, read_split
 from pipelines.labels.snapshot import freeze_training_set
 
 Letters = Callable[..., list[dict[str, Any]]]
