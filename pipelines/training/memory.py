@@ -32,7 +32,10 @@ ADVICE = (
 
 
 EFFICIENCY = 0.4
-"""Of a plain matrix product's speed that a training reaches."""
+"""Of a plain matrix product's speed that a training's products reach."""
+
+MOVED = {"cpu": 20, "cuda": 6}
+"""Times what is kept for the backward pass is read or written; measured on a busy CPU (17 to 24), assumed on a GPU."""
 
 CHAT_TOKENS_AT_ONCE = 2048
 """Of chats, where nothing else is said: more is no faster, on a CPU or with 24 layers on a GPU."""
@@ -66,7 +69,7 @@ class Estimate:
     tokens: int
     """Of all epochs."""
     seconds: float
-    """By a measured matrix product: half or twice as much is possible. The progress says it better after a minute."""
+    """Roughly: a third or three times as much is possible. The progress says it better once it has begun."""
 
     @property
     def memory_bytes(self) -> int:
@@ -317,26 +320,37 @@ def _peak(needs: Footprint) -> int:
     return int(1.5 * needs.kept_bytes + 2.5 * needs.largest_bytes) + 2**26
 
 
-def _seconds(found: Footprint, tokens: int, at_once: int) -> float:
-    """A pass forward and one back to the activations: 4 operations a parameter and token (no weights' gradients)."""
+def _seconds(needs: Footprint, tokens: int, at_once: int) -> float:
+    """By two short measurements: a matrix product, and filling fresh memory.
+
+    A pass forward and one back to the activations are 4 operations a parameter and token (no weights' gradients);
+    beside them memory is read and written many times as much as is kept.
+    """
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if bf16_is_faster() else torch.float32
-    width = 1024
-    left = torch.randn(min(max(at_once, 64), 4096), width, dtype=dtype, device=device)
+    rows, width = min(max(at_once, 64), 4096), 1024
+    left = torch.randn(rows, width, dtype=dtype, device=device)
     right = torch.randn(width, width, dtype=dtype, device=device)
+    operations = 2 * rows * width * width / _shortest(lambda: left @ right)
+    filled = 2**26 / _shortest(lambda: torch.empty(2**24, device=device).fill_(1.0))
+    a_token = 4 * needs.parameters / operations / EFFICIENCY + needs.kept_bytes / at_once * MOVED[device] / filled
+    return tokens * a_token
+
+
+def _shortest(work: Callable[[], Any]) -> float:
+    """Seconds that ``work`` takes at best."""
+    import torch
+
     took = []
     for _ in range(4):
-        if device == "cuda":
-            torch.cuda.synchronize()
         started = time.perf_counter()
-        left @ right
-        if device == "cuda":
+        work()
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
         took.append(time.perf_counter() - started)
-    rate = 2 * left.shape[0] * width * width / min(took)
-    return 4 * found.parameters * tokens / rate / EFFICIENCY
+    return min(took)
 
 
 def _fields(path: Path) -> dict[str, int]:

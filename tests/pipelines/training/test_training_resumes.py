@@ -212,7 +212,7 @@ def test_kill_9_at_20_random_moments(
                 time.sleep(0.001)
             time.sleep(draw.uniform(0, 0.1))
         else:
-            time.sleep(draw.uniform(0, seconds))
+            time.sleep(draw.uniform(0, seconds / (2 if before else 1)))  # what is resumed takes less
         if len(running) == 2:
             while all(process.is_alive() for process in running):
                 time.sleep(0.01)  # one of the two finds the other's lock
