@@ -255,6 +255,17 @@ def test_a_release_that_would_leak_is_refused_and_one_that_came_to_leak_is_void(
     assert inbox.take_in().released == 1
 
 
+def test_a_release_is_void_while_the_row_cannot_be_trained_on(desk: Desk, letters: Letters) -> None:
+    desk.inbox.write("a.jsonl", *letters(2), {"text": "Ouch!", "label": "pain"})
+    desk.inbox.take_in()
+    desk.decide("a.jsonl:3", "release")
+    assert desk.inbox.take_in().released == 1
+    report = desk.inbox.take_in(categories=("billing", "shipping"))
+    assert (report.released, report.accepted) == (0, 2)
+    assert "label outside the categories: 'pain'" in desk.state("a.jsonl:3")[1]
+    assert desk.inbox.take_in().released == 1
+
+
 def test_every_kind_that_cannot_be_released_is_one_that_the_expectations_say() -> None:
     def candidate(**more: Any) -> Candidate:
         given = {
