@@ -35,14 +35,13 @@ from pipelines.declaration import USE_CASES, Declaration, declared, load_declara
 from pipelines.environment import Environment
 from pipelines.errors import ConfigError, FreshetError
 from pipelines.labels.answers import wrong_turns
-from pipelines.labels.feedback import Feedback, record_feedback
+from pipelines.labels.feedback import Feedback, labels_in, record_feedback
 from pipelines.prompt import Message, Role
 
 LARGEST_BODY = 1_000_000
 """Bytes of a report."""
 _BODY_SECONDS = 20.0
 _SHOWN = 100  # characters of a value that is not right
-_LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 _log = logging.getLogger("uvicorn.error")
 
@@ -196,10 +195,10 @@ def _admit(request: Request, token: SecretStr | None) -> None:
             raise _RefusedError(401, "the token is missing or wrong: Authorization: Bearer <FRESHET_FEEDBACK_TOKEN>")
         return
     # A page of another site cannot set these: its name may point here (DNS rebinding), but it stays in the Host.
-    if _host(f"//{request.headers.get('host', '')}") not in _LOCAL_NAMES:
-        raise _RefusedError(403, f"without a token only {', '.join(_LOCAL_NAMES)} can be asked for")
+    if not _is_this_machine(_host(f"//{request.headers.get('host', '')}")):
+        raise _RefusedError(403, "without a token only localhost, 127.0.0.1 or [::1] can be asked for")
     origin = request.headers.get("origin")
-    if origin is not None and _host(origin) not in _LOCAL_NAMES:
+    if origin is not None and not _is_this_machine(_host(origin)):
         raise _RefusedError(403, f"without a token pages of {origin!r:.{_SHOWN}} cannot report")
 
 
@@ -208,6 +207,14 @@ def _host(url: str) -> str | None:
         return urlsplit(url).hostname
     except ValueError:
         return None
+
+
+def _is_this_machine(host: str | None) -> bool:
+    """Whether a name can only be this machine: other names may be made to point to it."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 async def _body(request: Request) -> bytes:
@@ -271,14 +278,20 @@ def _loaded(name: str, use_cases: Path, _changed: int) -> Declaration:
 def _check_labels(report: Report, declaration: Declaration) -> None:
     """Labels that no example could have are refused while the application is still there to hear it."""
     labels, settings = report.labels, declaration.labels
-    if labels is None:
-        return
     if declaration.task == "generate":
-        raise _RefusedError(422, f"labels: {declaration.name} trains a model that generates: send correction instead")
+        if labels is not None:
+            raise _RefusedError(
+                422, f"labels: {declaration.name} trains a model that generates: send correction instead"
+            )
+        return
     if settings is None:
         return
+    if labels is None and report.correction is not None:
+        labels = labels_in(report.correction, multi_label=settings.multi_label)
+    if labels is None:
+        return
     if settings.categories is not None and (unknown := sorted(set(labels) - set(settings.categories))):
-        raise _RefusedError(422, f"labels: {unknown[0]!r:.{_SHOWN}} is not one of {', '.join(settings.categories)}")
+        raise _RefusedError(422, f"label {unknown[0]!r:.{_SHOWN}} is not one of {', '.join(settings.categories)}")
     if not settings.multi_label and len(set(labels)) != 1:
         raise _RefusedError(422, f"labels: one label is wanted, not {labels!r:.{_SHOWN}}")
 
@@ -294,14 +307,10 @@ def check_address(host: str, token: SecretStr | None) -> None:
     Raises:
         ConfigError: ``host`` is no address of this machine alone, and there is no token.
     """
-    if token is not None or host == "localhost":
-        return
-    with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(host).is_loopback:
-            return
-    raise ConfigError(
-        f"host {host!r} can be reached from other machines: set FRESHET_FEEDBACK_TOKEN, or listen on 127.0.0.1"
-    )
+    if token is None and not _is_this_machine(host):
+        raise ConfigError(
+            f"host {host!r} can be reached from other machines: set FRESHET_FEEDBACK_TOKEN, or listen on 127.0.0.1"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -212,11 +212,12 @@ def _corrected(reported: Feedback, task: Task, *, multi_label: bool) -> Sequence
     if task == "generate" or reported.labels is None:
         if reported.correction is None:
             return None
-        return _labels(reported.correction, multi_label) if task == "classify" else [reported.correction]
+        return labels_in(reported.correction, multi_label=multi_label) if task == "classify" else [reported.correction]
     return reported.labels
 
 
-def _labels(text: str, multi_label: bool) -> list[str]:
+def labels_in(text: str, *, multi_label: bool) -> list[str]:
+    """Labels in a text: joined by ``;`` where there may be several."""
     return [label.strip() for label in (text.split(";") if multi_label else [text]) if label.strip()]
 
 
@@ -234,7 +235,7 @@ def _values(
         settings.time_column: None if reported.received_at is None else reported.received_at.isoformat(),
     }
     if task == "classify":
-        labels = _labels(answer, settings.multi_label) if corrected is None else list(corrected)
+        labels = labels_in(answer, multi_label=settings.multi_label) if corrected is None else list(corrected)
         return {**values, settings.text_column: reported.messages[-1].content, settings.label_column: labels}
     turns = [{"role": turn.role, "content": turn.content} for turn in reported.messages]
     values["context"] = None if reported.context is None else list(reported.context)

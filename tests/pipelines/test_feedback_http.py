@@ -168,6 +168,9 @@ def test_labels_are_reported_where_a_model_classifies(server: Server) -> None:
     for labels, said in ((["returns"], "'returns' is not one of billing, shipping"), ([], "one label is wanted")):
         status, answer = server.post({**given, "labels": labels})
         assert (status, said in answer["error"]) == (422, True), answer
+    status, answer = server.post({**given, "correction": "returns"})
+    assert (status, "'returns' is not one of" in answer["error"]) == (422, True)
+    assert server.post({**given, "correction": "billing", "id": "m-2"})[0] == 201
     status, answer = server.post({**REPORT, "labels": ["billing"]})
     assert (status, "send correction instead" in answer["error"]) == (422, True)
     assert server.post({**REPORT, "use_case": "ask"})[0] == 201, "retrieval alone has answers too"
