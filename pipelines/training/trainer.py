@@ -31,6 +31,8 @@ def arguments(
     from transformers import TrainingArguments
 
     on_cpu = not torch.cuda.is_available()
+    if isinstance(settings, ClassifySettings) and settings.micro_batch_tokens is not None:
+        at_once = min(at_once, settings.micro_batch_tokens // settings.maximum_tokens)
     rows, accumulation = shares(settings.batch_size, at_once, processes())
     common: dict[str, Any] = {
         "output_dir": str(work),
