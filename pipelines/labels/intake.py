@@ -672,12 +672,22 @@ def _execute(connection: sa.Connection, statement: Any, rows: Sequence[dict[str,
 def _update(
     connection: sa.Connection, use_case: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
 ) -> None:
+    """Write ``columns``; a verdict only over the one that was read, so that what people decided meanwhile stands."""
+    judged = "suite" in columns
+    was = [examples.c.suite == sa.bindparam("was")] if judged else []
     statement = (
         sa.update(examples)
-        .where(examples.c.use_case == use_case, examples.c.example_id == sa.bindparam("key"))
+        .where(examples.c.use_case == use_case, examples.c.example_id == sa.bindparam("key"), *was)
         .values({name: sa.bindparam(f"new_{name}", type_=examples.c[name].type) for name in columns})
     )
-    values = [{"key": row["example_id"], **{f"new_{name}": row[name] for name in columns}} for row in rows]
+    values = [
+        {
+            "key": row["example_id"],
+            **({"was": row["before"]["suite"]} if judged else {}),
+            **{f"new_{name}": row[name] for name in columns},
+        }
+        for row in rows
+    ]
     _execute(connection, statement, values)
 
 

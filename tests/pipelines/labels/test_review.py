@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.errors import ConfigError
 from pipelines.labels import __main__ as command
-from pipelines.labels import review
+from pipelines.labels import intake, review
 from pipelines.labels.examples import QUARANTINED
 from pipelines.labels.expectations import RELATION_KINDS, Candidate, judge
 from pipelines.labels.review import UNRELEASABLE, import_edited, listed, undo
@@ -94,6 +94,25 @@ def test_a_rejected_row_is_kept_out_at_once_and_for_good(desk: Desk, letters: Le
     assert inbox.take_in().accepted == 3
     undo(desk.catalog, "mail", desk.id_at("a.jsonl:1"))
     assert (inbox.take_in().accepted, desk.state("a.jsonl:1")) == (3, ("accepted", []))
+
+
+def test_a_decision_during_an_intake_is_not_lost(desk: Desk, letters: Letters, monkeypatch: pytest.MonkeyPatch) -> None:
+    inbox = desk.inbox
+    inbox.write("a.jsonl", *letters(3))
+    inbox.take_in()
+    real = intake.judge
+
+    def slowly(*given: Any, **more: Any) -> Any:
+        if desk.state("a.jsonl:1")[0] == "accepted":
+            desk.decide("a.jsonl:1", "reject", note="wrong")
+        return real(*given, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(intake, "judge", slowly)
+        inbox.take_in(minimum_characters=5)
+    assert desk.state("a.jsonl:1")[0] == "quarantined"
+    assert inbox.take_in(minimum_characters=5).accepted == 2
+    assert desk.state("a.jsonl:1")[1] == ["rejected by ann: wrong"]
 
 
 def test_a_rejected_correction_lets_what_it_corrected_count_again(desk: Desk, letters: Letters) -> None:
