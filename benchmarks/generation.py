@@ -95,8 +95,8 @@ def measure(*, quick: bool) -> tuple[list[dict[str, Any]], dict[str, float]]:
     contenders = [name for name in CONTENDERS if name != "trl" or not missing]
     with tempfile.TemporaryDirectory() as scratch:
         sets = {
-            "short": write_chats(Path(scratch) / "short", 64 if quick else 512 if not cuda else 2048, short=True),
-            "long": write_chats(Path(scratch) / "long", 8 if quick else 32 if not cuda else 256, short=False),
+            "short": write_chats(Path(scratch) / "short", 64 if quick else 192 if not cuda else 2048, short=True),
+            "long": write_chats(Path(scratch) / "long", 8 if quick else 24 if not cuda else 256, short=False),
         }
         for model, shape in GPU_SHAPES.items() if cuda else {"25M": CPU_SHAPE}.items():
             base = make_base(Path(scratch) / model, shape, vocabulary=151_936 if cuda else 32_000)

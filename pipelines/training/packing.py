@@ -11,6 +11,9 @@ from typing import Any
 CHAT_BY_CHAT = "chat_by_chat"
 """Name of our attention in transformers' registry."""
 
+FLOAT32_UP_TO = 256
+"""Tokens of the longest chat up to which attention is computed in float32: bf16's gradient is slower there on a CPU."""
+
 _bounds: list[int] = []
 """Where the chats of the sequence that is being computed begin, and where the last one ends."""
 
@@ -67,18 +70,22 @@ def register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    attention: Any = sdpa_attention_forward
+
     def attend(
         module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **settings: Any
     ) -> tuple[torch.Tensor, None]:
         if attention_mask is not None or query.shape[0] != 1 or _bounds[-1:] != [query.shape[2]]:  # never wrongly
             raise RuntimeError(f"attention over {tuple(query.shape)} is not of chats that end at {_bounds}")
-        parts = [
-            sdpa_attention_forward(
-                module, query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], None, **settings
-            )[0]
-            for start, end in pairwise(_bounds)
-        ]
-        return torch.cat(parts, dim=1), None
+        # Split, not sliced: the gradient of each slice would be as long as the whole sequence.
+        lengths = [end - start for start, end in pairwise(_bounds)]
+        dtype = torch.float32 if max(lengths) <= FLOAT32_UP_TO else query.dtype
+        with torch.autocast(query.device.type, enabled=False):
+            parts = [
+                attention(module, *chat, None, **settings)[0]
+                for chat in zip(*(each.to(dtype).split(lengths, dim=2) for each in (query, key, value)), strict=True)
+            ]
+            return torch.cat(parts, dim=1).to(query.dtype), None
 
     AttentionInterface.register(CHAT_BY_CHAT, attend)
     AttentionMaskInterface.register(CHAT_BY_CHAT, lambda *_args, **_settings: None)
