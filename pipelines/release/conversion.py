@@ -1,7 +1,9 @@
-"""``python -m pipelines.release.conversion JOB``: one checkpoint to GGUF by llama.cpp's own converter.
+"""``python -m pipelines.release.conversion JOB``: one model to GGUF by llama.cpp's own converter.
 
 A process of its own: the converter puts a top-level package ``conversion`` on the path, configures logging, and its
-memory goes back when it ends. ``JOB`` is JSON: checkpoint, output, architecture, name, metadata and root.
+memory goes back when it ends. ``JOB`` is JSON: checkpoint (its configuration and tokenizer, and its weights unless
+``merge`` names base, adapter and changes of the configuration), output, file_type, architecture, name, metadata,
+tokenizer (what the vocabulary has to say; none for a classifier) and root.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import importlib
 import json
 import logging
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,38 +26,104 @@ def main(argument: str) -> int:
     logging.getLogger("hf-to-gguf").setLevel(logging.ERROR)
     sys.path.insert(0, job["root"])
     conversion = importlib.import_module("conversion")
+    from pipelines.errors import ExportError
+
     try:
-        _model(conversion, job).write()
-    except NotImplementedError as error:
+        convert(conversion, job)
+    except (NotImplementedError, ExportError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)  # noqa: T201 the parent reads it
         return REFUSED
     return 0
 
 
-def _model(conversion: Any, job: dict[str, Any]) -> Any:
+def convert(conversion: Any, job: dict[str, Any]) -> None:
+    """Write the file that ``job`` asks for."""
     import gguf
+    import torch
 
+    from pipelines.environment import available_cores
+    from pipelines.release.merge import open_merge
+
+    torch.set_num_threads(available_cores())
+    found = job["merge"]
+    merge = found and open_merge(Path(found["base"]), Path(found["adapter"]), dtype="F32", config=found["config"])
     base: Any = conversion.get_model_class(job["architecture"])
+    lazily: Any = conversion.LazyTorchTensor
+    tokenizer = job["tokenizer"]
 
-    class WithHead(base):  # type: ignore[misc]
-        """The converter's model, with the classification head that it would leave out."""
+    class Converted(base):  # type: ignore[misc]
+        """The converter's model, with its head, our merged weights, and what is known of its tokenizer."""
 
         model_arch = base.model_arch
+
+        def index_tensors(self, remote_hf_model_id: str | None = None) -> dict[str, Callable[[], Any]]:
+            """Weights merged when they are asked for, so that no merged checkpoint lies on the disk."""
+            if not merge:
+                return dict(super().index_tensors(remote_hf_model_id))
+            tensors: dict[str, Callable[[], Any]] = {}
+            for name in merge.tensors:
+
+                def lazy(name: str = name) -> Any:
+                    meta = lazily.meta_with_dtype_and_shape(torch.float32, merge.shape(name))
+                    return lazily(meta=meta, args=(name,), func=merge.read)
+
+                if kept := self.filter_tensors((name, lazy)):
+                    tensors[kept[0]] = kept[1]
+            return tensors
 
         @classmethod
         def filter_tensors(cls, item: tuple[str, Any]) -> Any:
             """Keep BERT's pooler: llama.cpp applies ``classifier.dense`` and tanh before the output layer."""
             name, tensor = item
-            return super().filter_tensors((name.replace("bert.pooler.dense.", "classifier.dense."), tensor))
+            kept = super().filter_tensors((name.replace("bert.pooler.dense.", "classifier.dense."), tensor))
+            if kept is None and tokenizer is not None:
+                raise NotImplementedError(f"llama.cpp has no place for {name}")
+            return kept
+
+        def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterable[tuple[str, Any]]:
+            """Everything has a place in the file; experts are gathered first."""
+            parts = list(super().modify_tensors(data_torch, name, bid))
+            if not parts and tokenizer is not None and ".experts." not in name:
+                raise NotImplementedError(f"llama.cpp has no place for {name}")
+            return parts
+
+        def get_vocab_base_pre(self, tokenizer_: Any) -> str:
+            """By hash as the converter knows it, else by structure."""
+            try:
+                return str(super().get_vocab_base_pre(tokenizer_))
+            except NotImplementedError:
+                if tokenizer is None or tokenizer["pre"] is None:
+                    raise
+                return str(tokenizer["pre"])
+
+        def set_vocab(self) -> None:
+            """Also say where texts and turns begin and end, which the converter guesses."""
+            super().set_vocab()
+            held, kinds = self.gguf_writer.kv_data[0], gguf.GGUFValueType
+            for key, value in (tokenizer or {}).get("fields", {}).items():
+                held.pop(key, None)
+                if value is not None:
+                    kind = kinds.BOOL if isinstance(value, bool) else kinds.UINT32
+                    self.gguf_writer.add_key_value(key, value, kind)
 
         def set_gguf_parameters(self) -> None:
-            """Say that the model scores labels, and what it was made from."""
+            """Say what the model was made from, and of a classifier that it scores labels."""
             super().set_gguf_parameters()
-            self.gguf_writer.add_pooling_type(gguf.PoolingType.RANK)
+            if tokenizer is None:
+                self.gguf_writer.add_pooling_type(gguf.PoolingType.RANK)
             for key, value in job["metadata"].items():
                 self.gguf_writer.add_string(key, value)
 
-    return WithHead(Path(job["checkpoint"]), gguf.LlamaFileType.MOSTLY_F16, Path(job["output"]), model_name=job["name"])
+    checkpoint = Path(job["checkpoint"])
+    hparams = conversion.ModelBase.load_hparams(checkpoint, False)
+    if "n_positions" in hparams:
+        hparams.setdefault("n_ctx", hparams["n_positions"])  # transformers no longer writes it
+    file_type = getattr(gguf.LlamaFileType, f"MOSTLY_{job['file_type']}")
+    model = Converted(checkpoint, file_type, Path(job["output"]), model_name=job["name"], hparams=hparams)
+    model.dir_model_card = Path(job["name"])  # the converter takes facts from the name of a folder, here a passing one
+    model.write()
+    if merge:
+        merge.check()
 
 
 if __name__ == "__main__":

@@ -7,17 +7,21 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 from pipelines.environment import REPOSITORY, Environment, available_cores
 from pipelines.errors import ConfigError, ExportError
 from pipelines.release.conversion import REFUSED
 from pipelines.release.llama import llama_library
+from pipelines.release.merge import open_merge, write_surroundings
 from pipelines.release.settings import Quantisation
+from pipelines.release.tokens import SpecialTokens, load_tokenizer, pre_tokenizer, prove, special_tokens
 
 ARCHITECTURES = ("BertForSequenceClassification",)
 """Whose classification head llama.cpp computes as transformers does: dense, tanh, output."""
@@ -43,6 +47,16 @@ class Header:
     """RANK for a classification head."""
     metadata: Mapping[str, str]
     """The keys below ``freshet.``: what the file was made from."""
+    pre: str
+    """How a byte-level BPE cuts texts, as llama.cpp names it; empty for another tokenizer."""
+    special: Mapping[str, int]
+    """Ids of the special tokens by their kind: bos, eos, eot, padding, …"""
+    add_bos: bool | None
+    """Whether readers put bos before a text; None when the file leaves it to them."""
+    add_eos: bool | None
+    chat_template: str | None
+    context_length: int | None
+    """Tokens, as the model was made for."""
 
 
 def read_header(path: Path) -> Header:
@@ -56,7 +70,9 @@ def read_header(path: Path) -> Header:
     try:
         reader = gguf.GGUFReader(path)
         fields: dict[str, Any] = {
-            name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")
+            name: field.contents()
+            for name, field in reader.fields.items()
+            if not (name.startswith("tokenizer.") and field.types[0] == gguf.GGUFValueType.ARRAY)  # the vocabulary
         }
     except (ValueError, OSError, IndexError) as error:
         raise ExportError(f"{path} is no complete GGUF file: {error}") from error
@@ -72,28 +88,81 @@ def read_header(path: Path) -> Header:
         labels=tuple(fields.get(f"{architecture}.classifier.output_labels") or ()),
         pooling="NONE" if pooling is None else gguf.PoolingType(pooling).name,
         metadata={name: str(value) for name, value in fields.items() if name.startswith("freshet.")},
+        pre=str(fields.get("tokenizer.ggml.pre") or ""),
+        special={
+            name.removeprefix("tokenizer.ggml.").removesuffix("_token_id"): int(value)
+            for name, value in fields.items()
+            if name.startswith("tokenizer.ggml.") and name.endswith("_token_id")
+        },
+        add_bos=fields.get("tokenizer.ggml.add_bos_token"),
+        add_eos=fields.get("tokenizer.ggml.add_eos_token"),
+        chat_template=fields.get("tokenizer.chat_template"),
+        context_length=fields.get(f"{architecture}.context_length"),
     )
 
 
-def convert(checkpoint: Path, output: Path, *, name: str, metadata: Mapping[str, str]) -> Header:
-    """Convert a sequence-classification checkpoint to a 16-bit GGUF file.
+def convert(
+    checkpoint: Path,
+    output: Path,
+    *,
+    name: str,
+    metadata: Mapping[str, str],
+    adapter: Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    file_type: Literal["F16", "BF16"] = "F16",
+    texts: Sequence[str] = (),
+) -> Header:
+    """Convert a sequence-classification checkpoint or a causal language model to a 16-bit GGUF file.
 
-    ``metadata`` (keys below ``freshet.`` and ``general.``) is stored in the file.
+    A language model's vocabulary is proved against its tokenizer on the probe corpus and ``texts``, its chat template
+    and special tokens are read back.
+
+    Args:
+        checkpoint: the merged model; with ``adapter`` its base, and weights are merged on their way into the file.
+        output: the file to write.
+        name: of the model, in the file.
+        metadata: keys below ``freshet.`` and ``general.``, stored in the file.
+        adapter: a peft adapter of ``checkpoint``.
+        config: with ``adapter``, changes of the base's configuration, such as the labels of a classification head.
+        file_type: of the matrices.
+        texts: held-out texts whose token ids have to be equal too, such as rendered prompts.
 
     Raises:
-        ExportError: llama.cpp cannot represent this model, or does not know its tokenizer.
+        ExportError: llama.cpp cannot represent this model or does not know its tokenizer, or the adapter cannot be
+            merged.
         ConfigError: ``LLAMA_CPP_ROOT`` holds no converter.
     """
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    architecture = _representable(checkpoint, config)
-    job = {
-        "checkpoint": str(checkpoint),
-        "output": str(output),
-        "architecture": architecture,
-        "name": name,
-        "metadata": dict(metadata),
-        "root": str(converter_root(Environment().llama_cpp_root)),
-    }
+    with _surroundings(checkpoint, adapter, config, output) as folder:
+        facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        classifier = str((facts.get("architectures") or [None])[0]).endswith("ForSequenceClassification")
+        architecture = _representable(folder, facts) if classifier else _language_model(folder, facts)
+        tokenizer = None if classifier else load_tokenizer(folder)
+        special = None if tokenizer is None else special_tokens(folder, tokenizer)
+        job = {
+            "checkpoint": str(folder),
+            "output": str(output),
+            "file_type": file_type,
+            "architecture": architecture,
+            "name": name,
+            "metadata": dict(metadata),
+            "merge": adapter and {"base": str(checkpoint), "adapter": str(adapter), "config": config},
+            "tokenizer": special and {"pre": pre_tokenizer(folder), "fields": _fields(special)},
+            "root": str(converter_root(Environment().llama_cpp_root)),
+        }
+        _run(job, checkpoint)
+        header = read_header(output)
+        if special is None:
+            labels = tuple(facts["id2label"][str(index)] for index in range(len(facts["id2label"])))
+            _expect(output, header, file_type, labels)
+        else:
+            _expect(output, header, file_type, None)
+            _expect_vocabulary(output, header, special)
+            prove(output, folder, tokenizer, special, texts)
+    return header
+
+
+def _run(job: Mapping[str, Any], checkpoint: Path) -> None:
+    """Run the converter in its own process."""
     ran = subprocess.run(
         [sys.executable, "-m", "pipelines.release.conversion", json.dumps(job)],
         cwd=REPOSITORY,
@@ -108,16 +177,40 @@ def convert(checkpoint: Path, output: Path, *, name: str, metadata: Mapping[str,
             f"llama.cpp's converter does not know the tokenizer in {checkpoint} ({reason}); its rules are never "
             "guessed: use a base model that llama.cpp knows, or a newer converter by LLAMA_CPP_ROOT"
         )
+    if ran.returncode == REFUSED:
+        raise ExportError(f"{checkpoint} cannot be converted: {reason}")
     if ran.returncode != 0:
         raise ExportError(f"llama.cpp's converter failed on {checkpoint} with status {ran.returncode}: {reason}")
-    header = read_header(output)
-    labels = tuple(config["id2label"][str(index)] for index in range(len(config["id2label"])))
-    _expect(output, header, "F16", labels)
-    return header
 
 
-def quantise(source: Path, output: Path, quantisation: Quantisation, labels: Sequence[str]) -> Header:
-    """Quantise a 16-bit GGUF file that scores ``labels``.
+@contextmanager
+def _surroundings(
+    checkpoint: Path, adapter: Path | None, config: Mapping[str, Any] | None, output: Path
+) -> Iterator[Path]:
+    """The configuration and tokenizer to convert with: the checkpoint, or what a merge writes around its weights."""
+    if adapter is None:
+        yield checkpoint
+        return
+    with TemporaryDirectory(dir=output.parent, prefix=".surroundings-") as folder:
+        opened = open_merge(checkpoint, adapter, dtype="F32", config=config)
+        write_surroundings(opened, checkpoint, adapter, Path(folder))
+        yield Path(folder)
+
+
+def _fields(special: SpecialTokens) -> dict[str, int | bool | None]:
+    """What the file has to say of ``special``, by its keys; None takes a key away."""
+    ids = {"bos": special.bos, "eos": special.eos, "eot": special.eot, "padding": special.pad}
+    if special.eot == special.eos:
+        ids["eot"] = None
+    return {
+        **{f"tokenizer.ggml.{kind}_token_id": value for kind, value in ids.items()},
+        "tokenizer.ggml.add_bos_token": special.add_bos,
+        "tokenizer.ggml.add_eos_token": special.add_eos,
+    }
+
+
+def quantise(source: Path, output: Path, quantisation: Quantisation, labels: Sequence[str] | None) -> Header:
+    """Quantise a 16-bit GGUF file that scores ``labels``, or that of a language model (None).
 
     Raises:
         ExportError: llama.cpp failed, or wrote something else than ``quantisation``.
@@ -130,7 +223,7 @@ def quantise(source: Path, output: Path, quantisation: Quantisation, labels: Seq
     if status != 0:
         raise ExportError(f"llama.cpp could not quantise {source} to {quantisation}: status {status}")
     header = read_header(output)
-    _expect(output, header, quantisation, tuple(labels))
+    _expect(output, header, quantisation, None if labels is None else tuple(labels))
     return header
 
 
@@ -156,8 +249,6 @@ def converter_root(checkout: Path | None) -> Path:
 
 def _representable(checkpoint: Path, config: Mapping[str, Any]) -> str:
     """The architecture of ``checkpoint``, if llama.cpp computes the same as transformers for it."""
-    from tokenizers import Tokenizer
-
     architecture = str((config.get("architectures") or [None])[0])
     if architecture not in ARCHITECTURES:
         raise ExportError(
@@ -172,23 +263,63 @@ def _representable(checkpoint: Path, config: Mapping[str, Any]) -> str:
         raise ExportError(
             f"{checkpoint} has position_embedding_type {config['position_embedding_type']!r}; llama.cpp: 'absolute'"
         )
-    highest = max(Tokenizer.from_file(str(checkpoint / "tokenizer.json")).get_vocab(with_added_tokens=True).values())
+    _check_vocabulary(checkpoint, config)
+    return architecture
+
+
+def _language_model(checkpoint: Path, config: Mapping[str, Any]) -> str:
+    """The architecture of a causal language model."""
+    architecture = str((config.get("architectures") or [None])[0])
+    if not architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        raise ExportError(
+            f"{checkpoint} is a {architecture}; causal language models and {', '.join(ARCHITECTURES)} are converted"
+        )
+    _check_vocabulary(checkpoint, config)
+    return architecture
+
+
+def _check_vocabulary(checkpoint: Path, config: Mapping[str, Any]) -> None:
+    from tokenizers import Tokenizer
+
+    path = checkpoint / "tokenizer.json"
+    if not path.is_file():
+        raise ExportError(f"{checkpoint} has no tokenizer.json: save its fast tokenizer there")
+    highest = max(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values())
     if highest >= config["vocab_size"]:
         raise ExportError(
             f"{checkpoint}: the tokenizer has ids up to {highest}, the embedding has {config['vocab_size']} rows; "
             "they belong to different models"
         )
-    return architecture
 
 
-def _expect(path: Path, header: Header, quantisation: Quantisation, labels: tuple[str, ...]) -> None:
+def _expect_vocabulary(path: Path, header: Header, special: SpecialTokens) -> None:
+    """Special tokens and chat template as the tokenizer has them."""
+    wanted = {kind: value for kind, value in _fields(special).items() if value is not None}
+    found = {f"tokenizer.ggml.{kind}_token_id": value for kind, value in header.special.items()} | {
+        "tokenizer.ggml.add_bos_token": header.add_bos,
+        "tokenizer.ggml.add_eos_token": header.add_eos,
+    }
+    differing = [
+        f"{name} {found.get(name)} (not {value})" for name, value in wanted.items() if found.get(name) != value
+    ]
+    if header.chat_template != special.chat_template:
+        differing.append("another chat template")
+    if differing:
+        raise ExportError(f"{path} says of its vocabulary: {', '.join(differing)}; the tokenizer says otherwise")
+
+
+def _expect(path: Path, header: Header, quantisation: Quantisation | str, labels: tuple[str, ...] | None) -> None:
     if header.file_type != quantisation:
         raise ExportError(f"{path} was to be {quantisation}, but its header says {header.file_type}")
-    if quantisation != "F16" and header.unquantised:
+    if quantisation not in {"F16", "BF16"} and header.unquantised:
         raise ExportError(
             f"{path} was to be {quantisation}, but {', '.join(header.unquantised[:3])} stayed in 16 bits: rows that do "
             "not divide by 32 cannot be quantised; leave this quantisation out of release.quantisations"
         )
+    if labels is None:
+        if header.labels or header.pooling == "RANK":
+            raise ExportError(f"{path} was to be a language model, but its header says that it scores {header.labels}")
+        return
     if header.labels != labels or header.pooling != "RANK":
         raise ExportError(
             f"{path} was to score the labels {list(labels)}, but its header says {list(header.labels)} with pooling "

@@ -50,6 +50,25 @@ def _log_callback(llama: Any) -> Any:
     return llama.llama_log_callback(log)
 
 
+def load_llama(owner: object, path: Path, *, vocab_only: bool = False) -> tuple[Any, Any]:
+    """The bindings and the model in ``path``, which is freed with ``owner``.
+
+    Raises:
+        ArtifactError: llama.cpp cannot load it.
+    """
+    llama = llama_library()
+    parameters = llama.llama_model_default_params()
+    parameters.n_gpu_layers = 0
+    parameters.vocab_only = vocab_only
+    # Weights repacked for AMX crash the process (ggml-org/llama.cpp#20824), and every CPU computes alike without.
+    parameters.use_extra_bufts = False
+    model = llama.llama_model_load_from_file(os.fsencode(path), parameters)
+    if not model:
+        raise ArtifactError(f"llama.cpp cannot load {path}; export it again")
+    finalize(owner, llama.llama_model_free, model)
+    return llama, model
+
+
 class GgufModel:
     """A GGUF file with a classification head: text to token ids, token ids to logits.
 
@@ -67,15 +86,8 @@ class GgufModel:
         """
         self.path = path
         self.maximum_tokens = maximum_tokens
-        self._llama = llama = llama_library()
-        parameters = llama.llama_model_default_params()
-        parameters.n_gpu_layers = 0
-        # Weights repacked for AMX crash the process (ggml-org/llama.cpp#20824), and every CPU computes alike without.
-        parameters.use_extra_bufts = False
-        self._model = llama.llama_model_load_from_file(os.fsencode(path), parameters)
-        if not self._model:
-            raise ArtifactError(f"llama.cpp cannot load {path}; export it again")
-        finalize(self, llama.llama_model_free, self._model)
+        self._llama, self._model = load_llama(self, path)
+        llama = self._llama
         self._vocabulary = llama.llama_model_get_vocab(self._model)
         self._end = llama.llama_vocab_sep(self._vocabulary)
         context = llama.llama_model_n_ctx_train(self._model)
