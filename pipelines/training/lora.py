@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError
+from pipelines.training.packing import packed_lengths
 from pipelines.training.settings import FineTuneSettings
 
 
@@ -40,7 +41,7 @@ def with_adapter(model: Any, settings: FineTuneSettings, *, task: str, whole: Se
 
 
 def _share_dropout_masks(model: Any) -> None:
-    """Give all tokens of a text the same dropout mask (Gal and Ghahramani, 2016, arXiv:1512.05287).
+    """Give all tokens of a text the same dropout mask (Gal and Ghahramani, 2016, arXiv:1512.05287), packed or not.
 
     A mask for each token takes half of a CPU's step to draw.
     """
@@ -50,8 +51,12 @@ def _share_dropout_masks(model: Any) -> None:
         def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name for it
             if not self.training or self.p == 0 or input.dim() != 3:
                 return super().forward(input)
-            mask = torch.empty((input.shape[0], 1, input.shape[2]), dtype=input.dtype, device=input.device)
-            return input * mask.bernoulli_(1 - self.p).div_(1 - self.p)
+            lengths = packed_lengths()
+            shape = (len(lengths) or input.shape[0], 1, input.shape[2])
+            mask = torch.empty(shape, dtype=input.dtype, device=input.device).bernoulli_(1 - self.p).div_(1 - self.p)
+            if lengths:
+                mask = mask.squeeze(1).repeat_interleave(torch.tensor(lengths, device=mask.device), dim=0)[None]
+            return input * mask
 
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):

@@ -60,6 +60,11 @@ def boundaries(lengths: Sequence[int]) -> Iterator[None]:
         _bounds = before
 
 
+def packed_lengths() -> list[int]:
+    """Of the chats that share the sequence that is being computed; none where it is no such sequence."""
+    return [end - start for start, end in pairwise(_bounds)]
+
+
 def register() -> None:
     """Make ``CHAT_BY_CHAT`` known to transformers: causal attention over each chat alone, so without any mask.
 
@@ -78,7 +83,7 @@ def register() -> None:
         if attention_mask is not None or query.shape[0] != 1 or _bounds[-1:] != [query.shape[2]]:  # never wrongly
             raise RuntimeError(f"attention over {tuple(query.shape)} is not of chats that end at {_bounds}")
         # Split, not sliced: the gradient of each slice would be as long as the whole sequence.
-        lengths = [end - start for start, end in pairwise(_bounds)]
+        lengths = packed_lengths()
         dtype = torch.float32 if max(lengths) <= FLOAT32_UP_TO else query.dtype
         with torch.autocast(query.device.type, enabled=False):
             parts = [

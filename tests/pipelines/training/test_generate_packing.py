@@ -56,7 +56,9 @@ def mamba() -> Any:
     return MambaForCausalLM(MambaConfig(vocab_size=512, hidden_size=32, num_hidden_layers=2, state_size=4))
 
 
-def passes_of(make: Callable[[], Any], *, attention: str | None = None, pack: bool = True) -> Passes:
+def passes_of(
+    make: Callable[[], Any], *, attention: str | None = None, pack: bool = True, dropout: float = 0
+) -> Passes:
     """An untried model with an adapter that already does something."""
     import torch
 
@@ -66,7 +68,7 @@ def passes_of(make: Callable[[], Any], *, attention: str | None = None, pack: bo
         register()
         model.set_attn_implementation(attention)
     targets: Any = ("in_proj",) if make is mamba else "all-linear"
-    lora = LoraSettings(rank=4, dropout=0, target_modules=targets)
+    lora = LoraSettings(rank=4, dropout=dropout, target_modules=targets)
     settings = GenerateSettings(task="generate", base_model="tiny", lora=lora)
     model = with_adapter(model, settings, task="CAUSAL_LM")
     for name, value in model.named_parameters():
@@ -153,6 +155,24 @@ def test_losses_and_gradients_are_those_of_each_chat_alone(
         assert found == pytest.approx(float(wanted.detach()), rel=1e-4)
         for parameter, gradient in zip(trained, gradients, strict=True):
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+
+
+def test_each_packed_chat_has_dropout_of_its_own() -> None:
+    import torch
+
+    torch.manual_seed(0)
+    (dropout,) = (
+        module
+        for name, module in passes_of(llama, dropout=0.5).model.named_modules()
+        if name.endswith("layers.0.self_attn.q_proj.lora_dropout.default")
+    )
+    with boundaries([3, 4]):
+        found = dropout.train()(torch.ones(1, 7, 32))[0]
+    first, second = found[:3], found[3:]
+    assert (first == first[0]).all()
+    assert (second == second[0]).all()
+    assert not torch.equal(first[0], second[0])
+    assert set(found.unique().tolist()) == {0.0, 2.0}
 
 
 def test_right_tokens_are_counted_where_no_gradients_are_taken(chats: list[EncodedChat]) -> None:
