@@ -3,9 +3,10 @@
 The same model (random weights), chats, LoRA adapter, precision, optimiser and steps of 8 chats; TRL and transformers as
 they come otherwise: TRL pads each batch and checkpoints gradients, transformers pads each batch. Each run is a process
 of its own, in turn, and three of each: medians are told. Tokens are those of chats, padding not counted; seconds are
-those of the training loop; memory is the peak above what the imports take. Processor seconds tell what a machine that
-others use at the same time cannot distort as much; ours count loading the model too. Both TRL and transformers get prompts and
-answers apart, so that all three learn from answers only.
+those of the training loop; memory is the peak above what the imports take. Processor seconds are less distorted by what
+else runs on the machine; ours count loading the model too. Both TRL and transformers get prompts and answers apart, so
+that all three learn from answers only. The model's FLOP utilisation (mfu) counts 4 operations a parameter and token,
+for weights are frozen, against the fastest of a few large matrix products.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from pipelines.errors import ConfigError
@@ -100,6 +101,7 @@ def _turn(tokenizer: Any, chat: Sequence[Message], at: int) -> tuple[str, str]:
     return before, said.rstrip() + tokenizer.eos_token
 
 
+@lru_cache(maxsize=4)
 def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
     tokens = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     tokens |= set(tokenizer.all_special_tokens)
