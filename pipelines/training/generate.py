@@ -50,7 +50,8 @@ def fit_chat(
 ) -> dict[str, Any]:
     """Train, write the adapter's files to ``folder``, and return what is particular to it in the manifest.
 
-    ``work`` survives a kill: checkpoints and the progress so far.
+    The epoch with most of the validation answers' tokens right is kept; of equal ones that of the lowest loss. ``work``
+    survives a kill: checkpoints and the progress so far.
 
     Raises:
         ExamplesError: there is too little to learn from.
