@@ -146,7 +146,7 @@ def convert(
             "name": name,
             "metadata": dict(metadata),
             "merge": adapter and {"base": str(checkpoint), "adapter": str(adapter), "config": config},
-            "tokenizer": special and {"pre": pre_tokenizer(folder), "fields": _fields(special)},
+            "tokenizer": special and {"pre": pre_tokenizer(tokenizer), "fields": _fields(special)},
             "root": str(converter_root(Environment().llama_cpp_root)),
         }
         _run(job, checkpoint)
@@ -157,7 +157,7 @@ def convert(
         else:
             _expect(output, header, file_type, None)
             _expect_vocabulary(output, header, special)
-            prove(output, folder, tokenizer, special, texts)
+            prove(output, tokenizer, special, texts)
     return header
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,12 +77,14 @@ def load_tokenizer(checkpoint: Path) -> Any:
     return AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
 
 
-def pre_tokenizer(checkpoint: Path) -> str | None:
-    """llama.cpp's name for how the byte-level BPE in ``checkpoint`` cuts texts, or None where it has no such rules."""
-    path = checkpoint / "tokenizer.json"
-    if not path.is_file():
+def pre_tokenizer(tokenizer: Any) -> str | None:
+    """llama.cpp's name for how a byte-level BPE cuts texts, or None where it has no such rules.
+
+    By the tokenizer that was loaded: transformers gives that of some architectures other rules than its file says.
+    """
+    facts = _structure(tokenizer)
+    if facts is None:
         return None
-    facts = json.loads(path.read_text(encoding="utf-8"))
     model = facts["model"]
     plain = (
         model.get("type") == "BPE"
@@ -163,7 +166,7 @@ def encode(llama: Any, vocabulary: Any, text: str) -> list[int]:
         size = -count  # a character can become more tokens than it has bytes
 
 
-def prove(path: Path, checkpoint: Path, tokenizer: Any, special: SpecialTokens, texts: Sequence[str] = ()) -> int:
+def prove(path: Path, tokenizer: Any, special: SpecialTokens, texts: Sequence[str] = ()) -> int:
     """Hold the vocabulary of the GGUF file ``path`` against ``tokenizer`` on the probe corpus and ``texts``.
 
     Where the tokenizer composes characters (NFC) first, so are the probes: llama.cpp leaves that to its caller.
@@ -181,30 +184,31 @@ def prove(path: Path, checkpoint: Path, tokenizer: Any, special: SpecialTokens, 
     if special.chat_template is not None:
         chat = [{"role": "user", "content": "Is it 10 or 12?"}, {"role": "assistant", "content": "12, I'm sure."}]
         corpus.append(str(tokenizer.apply_chat_template(chat, tokenize=False)))
-    normaliser = tokenizer.backend_tokenizer.normalizer
+    composes = (_structure(tokenizer) or {}).get("normalizer") == {"type": "NFC"}
     for text in corpus:
-        read = normaliser.normalize_str(text) if normaliser and _composes(checkpoint) else text
+        read = unicodedata.normalize("NFC", text) if composes else text
         theirs, ours = tokenizer(read)["input_ids"], vocabulary.tokens(read)
         if theirs != ours:
             at = next((n for n, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), len(ours))
             shown = [tokenizer.convert_ids_to_tokens(ids[at : at + 4]) for ids in (theirs, ours)]
             raise ExportError(
-                f"llama.cpp does not know the tokenizer in {checkpoint}: it reads {text[:60]!r} as {shown[1]} where "
-                f"transformers reads {shown[0]} (token {at}); its rules are never guessed: use a base model that "
+                f"llama.cpp does not know the tokenizer {tokenizer.name_or_path}: it reads {text[:60]!r} as {shown[1]} "
+                f"where transformers reads {shown[0]} (token {at}); its rules are never guessed: use a base model that "
                 "llama.cpp knows, or a newer converter by LLAMA_CPP_ROOT"
             )
     running = [token for token in special.stops if not vocabulary.ends(token)]
     if running:
         raise ExportError(
             f"{path} would not stop at {tokenizer.convert_ids_to_tokens(running)}, which ends an answer of "
-            f"{checkpoint}: llama.cpp takes one end of a text and one end of a turn"
+            f"{tokenizer.name_or_path}: llama.cpp takes one end of a text and one end of a turn"
         )
     return len(corpus)
 
 
-def _composes(checkpoint: Path) -> bool:
-    path = checkpoint / "tokenizer.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("normalizer") == {"type": "NFC"}
+def _structure(tokenizer: Any) -> dict[str, Any] | None:
+    """What a fast tokenizer is made of, as tokenizer.json has it."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None else json.loads(backend.to_str())
 
 
 def _end_of_turn(tokenizer: Any) -> int | None:
