@@ -341,11 +341,11 @@ def test_one_host_is_not_asked_more_often_or_more_at_once_than_allowed(site: Sit
         list(pool.map(asking.get, [site.url] * 12))
     assert site.most_at_once == 2
     site.asked.clear()
-    asking = client(delay_seconds=0.05)
+    asking = client(delay_seconds=0.1)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(asking.get, [site.url] * 5))
     times = sorted(asked.at for asked in site.asked)
-    assert times[-1] - times[0] >= 0.18
+    assert times[-1] - times[0] >= 0.25, "0.4 as they are sent; a busy machine lets the first one in late"
 
 
 def test_one_page_has_one_address() -> None:
