@@ -47,6 +47,9 @@ def convert(conversion: Any, job: dict[str, Any]) -> None:
     torch.set_num_threads(available_cores())
     found = job["merge"]
     merge = found and open_merge(Path(found["base"]), Path(found["adapter"]), dtype="F32", config=found["config"])
+    for tensor in merge.tensors.values() if merge and job["file_type"] == "F16" else ():
+        if tensor.update is not None and not tensor.update.transposed:
+            tensor.dtype = "F16"  # what it becomes in the file anyway, sooner than numpy rounds it
     base: Any = conversion.get_model_class(job["architecture"])
     lazily: Any = conversion.LazyTorchTensor
     tokenizer = job["tokenizer"]
@@ -64,7 +67,7 @@ def convert(conversion: Any, job: dict[str, Any]) -> None:
             for name in merge.tensors:
 
                 def lazy(name: str = name) -> Any:
-                    meta = lazily.meta_with_dtype_and_shape(torch.float32, merge.shape(name))
+                    meta = lazily.meta_with_dtype_and_shape(merge.dtype(name), merge.shape(name))
                     return lazily(meta=meta, args=(name,), func=merge.read)
 
                 if kept := self.filter_tensors((name, lazy)):

@@ -136,6 +136,13 @@ class Merge:
         """Of the tensor ``name``."""
         return self.tensors[name].stored.shape
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Wanted for the tensor ``name``."""
+        import torch
+
+        found: torch.dtype = getattr(torch, TORCH[self.tensors[name].dtype])
+        return found
+
     def rows(self, name: str) -> Iterator[torch.Tensor]:
         """The merged tensor ``name``, some rows after the other, in the wanted type.
 

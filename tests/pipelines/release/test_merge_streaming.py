@@ -48,7 +48,7 @@ def make_base(folder: Path, family: str, **changes: Any) -> Path:
 
 def load(folder: Path, auto: Any = transformers.AutoModelForCausalLM, **options: Any) -> Any:
     model, loading = auto.from_pretrained(folder, output_loading_info=True, **{"dtype": torch.float32, **options})
-    assert not loading["unexpected_keys"]
+    assert set(loading["unexpected_keys"]) <= {"lm_head.weight"}  # of a base that becomes a classifier
     return model.eval()
 
 
@@ -131,6 +131,21 @@ def test_a_bare_encoder_gets_the_head_that_the_adapter_brings(tmp_path: Path, ki
     assert_equal(ours, theirs)
     assert report.replaced == ("classifier.bias", "classifier.weight")
     assert "bert.encoder.layer.1.output.dense.weight" in report.changed
+
+
+def test_a_decoder_becomes_a_classifier_without_its_language_head(tmp_path: Path) -> None:
+    """G3: the report names what is left out."""
+    report, ours, theirs, _ = merged_both_ways(
+        tmp_path,
+        make_base(tmp_path / "base", "qwen2"),
+        auto=transformers.AutoModelForSequenceClassification,
+        task_type="SEQ_CLS",
+        modules_to_save=["score"],
+    )
+    assert_equal(ours, theirs)
+    assert report.replaced == ("score.weight",)
+    assert report.dropped == ("lm_head.weight",)
+    assert ours.config.architectures == ["Qwen2ForSequenceClassification"]
 
 
 @pytest.mark.parametrize("family", ["llama", "llama, tied", "gpt2", "gemma3"])
