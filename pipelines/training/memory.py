@@ -35,7 +35,7 @@ EFFICIENCY = 0.4
 """Of a plain matrix product's speed that a training's products reach."""
 
 MOVED = {"cpu": 20, "cuda": 6}
-"""Times what is kept for the backward pass is read or written; 22 to 28 in three fits on a busy CPU, assumed on a GPU."""
+"""Times what is kept for the backward pass is read or written; on a busy CPU 22 to 28, on a GPU assumed."""
 
 CHAT_TOKENS_AT_ONCE = 2048
 """Of chats, where nothing else is said: more is no faster, on a CPU or with 24 layers on a GPU."""
