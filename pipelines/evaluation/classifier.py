@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.artifacts import Artifact
 from pipelines.environment import available_cores
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
+Pooling = Literal["first", "mean"]
+"""Whether a text is read by its first token's vector, or by the mean of all."""
+
 BASE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """The files of a base model that decide what it does."""
 
@@ -32,8 +36,25 @@ def base_hashes(folder: Path) -> dict[str, str]:
     return {path.name: file_sha256(path) for path in paths}
 
 
-def base_model(folder: Path, categories: Sequence[str], *, multi_label: bool) -> tuple[Any, list[str]]:
-    """The base in ``folder`` with a classification head, in float32, and the modules whose weights it did not have."""
+def pooling_of(folder: Path) -> Pooling:
+    """What the base in ``folder`` was trained to be read by, as its sentence-transformers files say.
+
+    Only a BERT can be told apart: of another architecture transformers' own head is taken as it is.
+    """
+    said = folder / "1_Pooling" / "config.json"
+    if not said.is_file() or json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] != "bert":
+        return "first"
+    return "mean" if json.loads(said.read_text(encoding="utf-8")).get("pooling_mode_mean_tokens") else "first"
+
+
+def base_model(
+    folder: Path, categories: Sequence[str], *, multi_label: bool, pooling: Pooling = "first"
+) -> tuple[Any, list[str]]:
+    """The base in ``folder`` with a classification head, in float32, and the modules whose weights it did not have.
+
+    With ``pooling`` mean it has one layer more, through which the first token sees the mean of all: the head, here and
+    in llama.cpp, reads the first.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -47,6 +68,8 @@ def base_model(folder: Path, categories: Sequence[str], *, multi_label: bool) ->
         problem_type="multi_label_classification" if multi_label else "single_label_classification",
         **safely,
     )
+    if pooling == "mean":
+        config.num_hidden_layers += 1
     if config.pad_token_id is None:  # a decoder's: it scores the last token that is no padding
         config.pad_token_id = padding_tokenizer(folder).pad_token_id
     for name in ("attention_probs_dropout_prob", "attention_dropout"):
@@ -55,7 +78,24 @@ def base_model(folder: Path, categories: Sequence[str], *, multi_label: bool) ->
     model, loading = AutoModelForSequenceClassification.from_pretrained(
         folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **safely
     )
+    if pooling == "mean":
+        _average(model.base_model.encoder.layer[-1])
     return model, sorted({key.rpartition(".")[0] for key in loading["missing_keys"]})
+
+
+def _average(layer: Any) -> None:
+    """Make a BERT's layer, fresh from its random start, add the mean of all tokens to each, and nothing else.
+
+    Of each product that has to be zero for that only the second factor is: so both learn.
+    """
+    import torch
+
+    attention = layer.attention
+    with torch.no_grad():
+        for linear in (attention.self.value, attention.output.dense):
+            linear.weight.copy_(torch.eye(linear.in_features))
+        for linear in (attention.self.key, layer.output.dense):  # all tokens weigh alike
+            linear.weight.zero_()
 
 
 def padding_tokenizer(folder: Path) -> Any:
@@ -231,7 +271,12 @@ def load_classifier(adapter: Artifact) -> Classifier:
     manifest, folder = adapter.manifest, base_folder(adapter)
     torch.set_num_threads(available_cores())
     with quiet_transformers():  # it would report the head as missing from the base: it comes with the adapter
-        base, _ = base_model(folder, manifest["categories"], multi_label=manifest["multi_label"])
+        base, _ = base_model(
+            folder,
+            manifest["categories"],
+            multi_label=manifest["multi_label"],
+            pooling=manifest.get("pooling", "first"),
+        )
         model = PeftModel.from_pretrained(base, adapter.path, local_files_only=True).eval()
     stored, loaded = (
         load_file(adapter.path / "adapter_model.safetensors"),

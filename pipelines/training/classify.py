@@ -12,7 +12,13 @@ from pipelines.artifacts import Artifact
 from pipelines.environment import available_cores
 from pipelines.errors import ExamplesError
 from pipelines.evaluation.calibration import calibrate, calibrated
-from pipelines.evaluation.classifier import Classifier, base_model, logistic_regression, padding_tokenizer
+from pipelines.evaluation.classifier import (
+    Classifier,
+    base_model,
+    logistic_regression,
+    padding_tokenizer,
+    pooling_of,
+)
 from pipelines.evaluation.metrics import best_threshold, score, scores
 from pipelines.labels.examples import Example, read_split
 from pipelines.training.dataset import indicators
@@ -67,7 +73,8 @@ def fit_classifier(
     set_seed(settings.seed)  # before the model: its head starts at random
     precision = "bf16" if bf16_is_faster() else "fp32"
     tokenizer = padding_tokenizer(base)
-    model, missing = base_model(base, categories, multi_label=multi_label)
+    pooling = pooling_of(base)
+    model, missing = base_model(base, categories, multi_label=multi_label, pooling=pooling)
     if precision == "bf16" and not torch.cuda.is_available() and settings.maximum_tokens <= 256:
         model.set_attn_implementation("eager")  # a third faster there than the fused one, whose backward pass is slow
 
@@ -123,7 +130,9 @@ def fit_classifier(
         train_dataset=data,
         eval_dataset=encoded(validation_rows) if validation_rows else None,
         data_collator=padded,
-        compute_loss_func=weighted_loss(settings, indicators([row.labels for row in rows], categories), multi_label),
+        compute_loss_func=loss_function(
+            settings, indicators([row.labels for row in rows], categories), multi_label=multi_label
+        ),
         compute_metrics=validation_score,
     )
     state, losses = fit(trainer, watch, settings, work), [point.loss for point in watch.points]
@@ -150,6 +159,7 @@ def fit_classifier(
     return {
         "categories": list(categories),
         "multi_label": multi_label,
+        "pooling": pooling,
         "thresholds": dict(classifier.thresholds),
         "calibration": classifier.calibration,
         "effective": {
@@ -170,30 +180,30 @@ def fit_classifier(
     }
 
 
-def weighted_loss(
-    settings: ClassifySettings, truth: NDArray[np.bool_], multi_label: bool
-) -> Callable[[Any, Any, Any], Any] | None:
-    """The loss in which rare categories count more; None for the model's own.
+def loss_function(settings: ClassifySettings, truth: NDArray[np.bool_], *, multi_label: bool) -> Callable[..., Any]:
+    """The loss by ``outputs`` and ``labels`` of a batch, a mean over rows, or over all labels of all rows.
 
-    ``truth`` (rows, categories) is of the training split. Weights are the inverse of a category's frequency, ten at
-    most, so that a handful of rows does not rule the training.
+    With one label a row it is smoothed (Szegedy et al., 2016, arXiv:1512.00567). With ``class_weights: balanced`` rare
+    categories of ``truth`` (rows, categories), the training split's, count more: by the inverse of their frequency, ten
+    times at most, so that a handful of rows does not rule the training.
     """
-    if settings.class_weights == "none":
-        return None
     import numpy as np
     import torch
 
-    counts = np.maximum(truth.sum(axis=0), 1)
-    usual = (len(truth) - counts) / counts if multi_label else len(truth) / (len(counts) * counts)
-    weights = torch.tensor(np.clip(usual, 0.1, 10.0), dtype=torch.float32)
+    weights = None
+    if settings.class_weights == "balanced":
+        counts = np.maximum(truth.sum(axis=0), 1)
+        usual = (len(truth) - counts) / counts if multi_label else len(truth) / (len(counts) * counts)
+        weights = torch.tensor(np.clip(usual, 0.1, 10.0), dtype=torch.float32)
 
     def loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
         logits, functional = outputs["logits"].float(), torch.nn.functional
-        each = weights.to(logits.device)
+        each = None if weights is None else weights.to(logits.device)
         if multi_label:
             total = functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=each, reduction="sum")
         else:
-            total = functional.cross_entropy(logits, labels, weight=each, reduction="sum")
+            smoothing = settings.label_smoothing
+            total = functional.cross_entropy(logits, labels, weight=each, reduction="sum", label_smoothing=smoothing)
         return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
     return loss

@@ -28,7 +28,7 @@ from pipelines.training.processes import devices, together
 from pipelines.training.progress import PROGRESS, Progress
 from pipelines.training.settings import ClassifySettings, FineTune, GenerateSettings
 
-TRAINER = "3"
+TRAINER = "4"
 """Version of what a training makes of equal inputs; part of the adapter's fingerprint."""
 
 CHANGES_NOTHING = {"micro_batch_tokens", "checkpoint_minutes"}

@@ -42,7 +42,7 @@ class FineTuneSettings(Settings):
     )
     lora: LoraSettings = Field(default=LoraSettings(), description="The adapter's shape.")
     epochs: float = Field(default=6.0, gt=0, description="Passes over the training split; the best one is kept.")
-    learning_rate: float = Field(default=8e-4, gt=0, lt=1, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(default=5e-4, gt=0, lt=1, description="Peak learning rate of AdamW.")
     batch_size: int = Field(default=32, ge=1, description="Examples in an optimiser step.")
     micro_batch_tokens: int | None = Field(
         default=None,
@@ -68,6 +68,13 @@ class ClassifySettings(FineTuneSettings):
     task: Literal["classify"] = Field(default="classify", description="classify: a text gets labels.")
     class_weights: Literal["none", "balanced"] = Field(
         default="none", description="balanced: rare categories count more, by the inverse of their frequency."
+    )
+    label_smoothing: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Share of the truth that training spreads over all categories, where a text has one label: some "
+        "labels are wrong.",
     )
     abstain_below: float = Field(
         default=0.0,

@@ -12,10 +12,10 @@ from filelock import FileLock
 
 from pipelines.artifacts import MANIFEST, Artifact, load, seal
 from pipelines.errors import ArtifactError, ConfigError, ExamplesError, LockedError
-from pipelines.evaluation.classifier import load_classifier
+from pipelines.evaluation.classifier import base_model, load_classifier, pooling_of
 from pipelines.labels.examples import read_split
 from pipelines.models import BUNDLED, model_folder
-from pipelines.training.classify import AlikeLengths, weighted_loss
+from pipelines.training.classify import AlikeLengths, loss_function
 from pipelines.training.dataset import indicators, training_set_at
 from pipelines.training.job import TrainingJob, adapter_fingerprint, train
 from pipelines.training.progress import Progress, read_progress
@@ -67,7 +67,9 @@ def test_the_manifest_names_everything_that_the_adapter_was_made_from(
     assert manifest["categories"] == ["delivery", "refund", "repair"]
     assert manifest["settings"] == QUICK.model_dump(mode="json")
     assert manifest["thresholds"] == {}
-    assert manifest["loss"]["last"] < manifest["loss"]["first"]
+    assert manifest["pooling"] == "mean"
+    least = -(0.9333 * math.log(0.9333) + 2 * 0.0333 * math.log(0.0333))  # of three categories, smoothed by 0.1
+    assert manifest["loss"]["last"] == pytest.approx(least, abs=0.1)
     assert manifest["validation"]["rows"] == len(read_split(small_set, "validation"))
     assert {"versions", "device", "precision", "threads", "seconds"} <= manifest.keys()
 
@@ -188,7 +190,7 @@ def test_loading_twice_gives_equal_logits_and_merging_changes_every_target(small
     before, after = base.state_dict(), merged.state_dict()
     tensors = json.loads((small_adapter.path / "adapter_config.json").read_text())["target_modules"]
     targets = [name for name in after if name.endswith(".weight") and name.rsplit(".", 2)[-2] in tensors]
-    targets = [name for name in targets if ".encoder." in name and after[name].dim() == 2]
+    targets = [name for name in targets if ".encoder." in name and name in before and after[name].dim() == 2]
     assert len(targets) == 6 * 6  # query, key, value and three dense layers in each of six
     heads = ["bert.pooler.dense.weight", "classifier.weight", "classifier.bias"]
     unchanged = [name for name in (*targets, *heads) if torch.equal(before[name], after[name])]
@@ -198,6 +200,29 @@ def test_loading_twice_gives_equal_logits_and_merging_changes_every_target(small
     assert np.allclose(second.logits(texts), logits, atol=1e-4)
     first.model = base
     assert not np.allclose(first.logits(texts), logits, atol=1e-2)
+
+
+def test_a_base_that_was_trained_to_be_read_by_its_mean_shows_the_mean_to_the_head(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer
+
+    folder = model_folder(BUNDLED, None)
+    assert pooling_of(folder) == "mean"
+    assert pooling_of(make_chat_base(tmp_path / "decoder")) == "first"
+    model, missing = base_model(folder, ["a", "b"], multi_label=False, pooling="mean")
+    assert {name for name in missing if ".layer." in name} == {
+        name
+        for name, module in model.named_modules()
+        if name.startswith("bert.encoder.layer.6.") and isinstance(module, torch.nn.Linear | torch.nn.LayerNorm)
+    }
+    batch = AutoTokenizer.from_pretrained(folder)(
+        ["short", "a longer one, which is not padded"], padding=True, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        *_, before, after = model.eval().bert(**batch, output_hidden_states=True).hidden_states
+    mask = batch["attention_mask"].unsqueeze(-1)
+    seen = before[:, 0] + (before * mask).sum(dim=1) / mask.sum(dim=1)
+    assert torch.allclose(after[:, 0], torch.nn.functional.layer_norm(seen, seen.shape[-1:]), atol=1e-4)
 
 
 def test_texts_keep_their_order_whatever_their_length(small_set: Artifact, small_adapter: Artifact) -> None:
@@ -343,20 +368,33 @@ def test_rare_categories_count_more_when_weights_are_balanced() -> None:
 
     truth = np.zeros((100, 2), dtype=bool)
     truth[:90, 0] = truth[90:, 1] = True
-    assert weighted_loss(ClassifySettings(), truth, multi_label=False) is None
     balanced = ClassifySettings(class_weights="balanced")
-    single = weighted_loss(balanced, truth, multi_label=False)
-    several = weighted_loss(balanced, truth, multi_label=True)
-    assert single is not None
-    assert several is not None
+    single, several = (loss_function(balanced, truth, multi_label=several) for several in (False, True))
     logits = {"logits": torch.zeros(1, 2)}
-    ratio = single(logits, torch.tensor([1])) / single(logits, torch.tensor([0]))
+    alike = loss_function(ClassifySettings(), truth, multi_label=False)
+    assert alike(logits, torch.tensor([1])) == alike(logits, torch.tensor([0]))
+    unsmoothed = loss_function(balanced.model_copy(update={"label_smoothing": 0.0}), truth, multi_label=False)
+    ratio = unsmoothed(logits, torch.tensor([1])) / unsmoothed(logits, torch.tensor([0]))
     assert float(ratio) == pytest.approx(9.0)
     missed = several(logits, torch.tensor([[0.0, 1.0]]))
     assert float(missed) == pytest.approx(math.log(2) * (1 + 9) / 2, rel=1e-5)
     whole = single({"logits": torch.zeros(4, 2)}, torch.tensor([0, 1, 1, 0]), 4)
     parts = [single({"logits": torch.zeros(2, 2)}, torch.tensor(labels), 4) for labels in ([0, 1], [1, 0])]
     assert float(whole) == pytest.approx(float(sum(parts))), "gradients of parts add up to those of the whole"
+
+
+def test_a_smoothed_loss_is_least_where_the_model_is_not_quite_sure() -> None:
+    import torch
+
+    smoothed, plain = (
+        loss_function(ClassifySettings(label_smoothing=share), np.eye(4, dtype=bool), multi_label=False)
+        for share in (0.2, 0.0)
+    )
+    right = torch.tensor([0])
+    chances = [torch.tensor([[1 - 3 * rest, rest, rest, rest]]) for rest in (0.05, 1e-6)]  # 0.05: a quarter of 0.2
+    losses = [[float(loss({"logits": chance.log()}, right)) for chance in chances] for loss in (smoothed, plain)]
+    assert losses[0][0] < losses[0][1]
+    assert losses[1][0] > losses[1][1]
 
 
 def test_a_decoder_classifies_by_its_last_token_and_comes_back_from_disk(small_set: Artifact, tmp_path: Path) -> None:
