@@ -53,7 +53,7 @@ def base_model(
     """The base in ``folder`` with a classification head, in float32, and the modules whose weights it did not have.
 
     With ``pooling`` mean it has one layer more, through which the first token sees the mean of all: the head, here and
-    in llama.cpp, reads the first.
+    in llama.cpp, reads the first. That layer is not for training: ``averaging`` tells its parameters.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -83,19 +83,26 @@ def base_model(
     return model, sorted({key.rpartition(".")[0] for key in loading["missing_keys"]})
 
 
-def _average(layer: Any) -> None:
-    """Make a BERT's layer, fresh from its random start, add the mean of all tokens to each, and nothing else.
+def averaging(model: Any, pooling: Pooling) -> list[Any]:
+    """The parameters of ``base_model``'s additional layer, with or without an adapter."""
+    if pooling == "first":
+        return []
+    place = f".encoder.layer.{model.config.num_hidden_layers - 1}."
+    return [value for name, value in model.named_parameters() if place in name]
 
-    Of each product that has to be zero for that only the second factor is: so both learn.
-    """
+
+def _average(layer: Any) -> None:
+    """Make a BERT's layer add four times the mean of all tokens to each, normalise that, and do nothing else."""
     import torch
 
     attention = layer.attention
     with torch.no_grad():
-        for linear in (attention.self.value, attention.output.dense):
-            linear.weight.copy_(torch.eye(linear.in_features))
-        for linear in (attention.self.key, layer.output.dense):  # all tokens weigh alike
-            linear.weight.zero_()
+        for value in layer.parameters():
+            value.zero_()  # queries and keys too: all tokens weigh alike
+        attention.self.value.weight.copy_(torch.eye(attention.self.value.in_features))
+        attention.output.dense.weight.copy_(4 * torch.eye(attention.output.dense.in_features))
+        attention.output.LayerNorm.weight.fill_(1.0)
+        layer.output.LayerNorm.weight.fill_(0.3)  # the head's tanh is nearly linear there
 
 
 def padding_tokenizer(folder: Path) -> Any:

@@ -14,6 +14,7 @@ from pipelines.errors import ExamplesError
 from pipelines.evaluation.calibration import calibrate, calibrated
 from pipelines.evaluation.classifier import (
     Classifier,
+    averaging,
     base_model,
     logistic_regression,
     padding_tokenizer,
@@ -121,6 +122,11 @@ def fit_classifier(
                 pin_memory=torch.cuda.is_available(),
             )
             return self.accelerator.prepare(loader)
+
+        def create_optimizer(self, model: Any = None) -> Any:
+            for value in averaging(self.model, pooling):  # peft trains what it saves whole
+                value.requires_grad_(False)
+            return super().create_optimizer(model)
 
     trainer = GroupedTrainer(
         model=model,

@@ -221,8 +221,20 @@ def test_a_base_that_was_trained_to_be_read_by_its_mean_shows_the_mean_to_the_he
     with torch.inference_mode():
         *_, before, after = model.eval().bert(**batch, output_hidden_states=True).hidden_states
     mask = batch["attention_mask"].unsqueeze(-1)
-    seen = before[:, 0] + (before * mask).sum(dim=1) / mask.sum(dim=1)
-    assert torch.allclose(after[:, 0], torch.nn.functional.layer_norm(seen, seen.shape[-1:]), atol=1e-4)
+    seen = before[:, 0] + 4 * (before * mask).sum(dim=1) / mask.sum(dim=1)
+    assert torch.allclose(after[:, 0], 0.3 * torch.nn.functional.layer_norm(seen, seen.shape[-1:]), atol=1e-4)
+
+
+def test_the_layer_that_averages_is_stored_with_the_adapter_and_not_trained(small_adapter: Artifact) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    start, _ = base_model(model_folder(BUNDLED, None), ["a", "b"], multi_label=False, pooling="mean")
+    stored, place = load_file(small_adapter.path / "adapter_model.safetensors"), ".encoder.layer.6."
+    whole = {f"base_model.model.{name}": value for name, value in start.state_dict().items() if place in name}
+    assert {name for name in stored if place in name} == whole.keys()
+    assert all(torch.equal(stored[name], value) for name, value in whole.items())
+    assert small_adapter.manifest["effective"]["trained_parameters"] < 500_000
 
 
 def test_texts_keep_their_order_whatever_their_length(small_set: Artifact, small_adapter: Artifact) -> None:

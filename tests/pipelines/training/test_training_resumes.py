@@ -307,7 +307,7 @@ def test_two_processes_make_what_one_makes_and_outlive_neither_each_other_nor_a_
     learned = [torch.cat([tensors[name].flatten() for name in one if "lora_B" in name]) for tensors in (one, two)]
     assert torch.nn.functional.cosine_similarity(*learned, dim=0) > 0.98, "but for rounding"
     assert alone.manifest["loss"]["first"] == pytest.approx(made.manifest["loss"]["first"], rel=0.01)
-    assert made.manifest["loss"]["last"] < 0.2 > alone.manifest["loss"]["last"], "both learned"
+    assert made.manifest["loss"]["last"] < 0.4 > alone.manifest["loss"]["last"], "both learned"
 
 
 def children(pid: int) -> list[int]:

@@ -40,6 +40,8 @@ def write_tiny_bert(folder: Path, texts: Iterable[str], *, dropout: float) -> Pa
         hidden_dropout_prob=dropout,
     )
     BertModel(config).save_pretrained(folder)
+    (folder / "1_Pooling").mkdir()  # a sentence encoder's
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}', encoding="utf-8")
     return folder
 
 
