@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from pipelines.basemodel.pretrain import Recipe, pretrain
@@ -13,9 +14,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="where tokenizer, state and model are kept")
     parser.add_argument("--tokens", type=int, default=Recipe().tokens, help="tokens to train on")
     parser.add_argument("--learning-rate", type=float, default=Recipe().learning_rate)
+    parser.add_argument("--compile", action="store_true", help="faster after three minutes; needs a C++ compiler")
     chosen = parser.parse_args(arguments)
     recipe = Recipe(tokens=chosen.tokens, learning_rate=chosen.learning_rate)
-    model = pretrain(recipe, chosen.folder, tell=lambda line: print(line, flush=True))  # noqa: T201 - a command
+    model = pretrain(recipe, chosen.folder, tell=partial(print, flush=True), compiled=chosen.compile)
     print(model)  # noqa: T201
     return 0
 

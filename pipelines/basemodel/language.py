@@ -2,7 +2,8 @@
 
 Every name, number, date and phrasing is drawn anew, so that a model can only answer by copying from the text before
 it. What is drawn for measuring shares no name, value or template with what is drawn for training: names and values are
-told apart by a hash, templates and words by their place in their list.
+told apart by a hash, templates and words by their place in their list. Only the words for an attribute are shared (that
+what weighs has a weight): a language has to be known to be read.
 """
 
 from __future__ import annotations
@@ -90,9 +91,67 @@ _STATEMENTS = (
     "- {a}: **{v}**",
     "The {a} is {v}.",
     "For {s} the {a} was set to {v}.",
+    "* {A} = {v}",
+    "We list {v} as the {a} of {s}.",
+    "At {v}, the {a} is what it was last year.",
+    "{A} - {v}",
+    "**{A}** {v}",
+    "The {a} stands at {v}.",
+    "The {a}, {v}, has not changed.",
+    "{S} is listed with a {a} of {v}.",
+    "- The {a} of {s}: {v}",
+    "The {a} was changed to {v}.",
+    "Since the last update, the {a} of {s} has been {v}.",
+    "{v} is the {a} of {s}.",
+    "Its {a}: {v}.",
+    "Under {a} we have {v}.",
+    "{A}; {v}",
+    "1. {A}: {v}",
+    "The data give {v} for the {a}.",
+    "There is a {a} of {v}.",
+    "What is known of the {a}: {v}.",
+    "{A} is {v}, no more and no less.",
+    "In this case the {a} amounts to {v}.",
+    "Here, the {a} is given as {v}.",
+    "[{a}] {v}",
+    "We have agreed on {v} for the {a}.",
+    "{A} of {s}: {v}.",
+    "As its {a}, {s} has {v}.",
+    "The new {a} of {s} reads {v}.",
+    "{S} shows {v} for {a}.",
+    "{A}: now {v}",
     "{A} ({s}): {v}.",
     "As for the {a} of {s}, it is {v}.",
     "We give the {a} of {s} as {v}.",
+    "The {a} has been {v} so far.",
+    "- {A} is {v}",
+    "{A} -> {v}",
+    "{S} now has {v} as its {a}.",
+    "For the {a}, {v} holds.",
+    "Of {s} the {a} is known: {v}.",
+    "# {A}\n{v}",
+)
+_STATEMENT_FRAMES = (
+    "{x}",
+    "{x}",
+    "{x}",
+    "{x}",
+    "{x}",
+    "Please note: {x}",
+    "Good to know: {x}",
+    "{x} This was checked again.",
+    "{x} We were asked this often.",
+    "In short: {x}",
+    "{x} That is all there is to say.",
+    "News: {x}",
+    "{x} More on the next page.",
+    "Update. {x}",
+    "{x} Nobody has complained.",
+    "Reminder: {x}",
+    "Important: {x}",
+    "{x} The maker has confirmed it.",
+    "Often asked: {x}",
+    "{x} See also the list below.",
 )
 _QUESTIONS = (
     "What is the {a} of {s}?",
@@ -104,9 +163,91 @@ _QUESTIONS = (
     "Do you know the {a} of {s}?",
     "What about the {a} of {s}?",
     "Please give me the {a} of {s}.",
+    "{A} of {s}?",
+    "What is known about the {a} of {s}?",
+    "I am looking for the {a} of {s}.",
+    "What's the {a} of {s}?",
+    "What's the {a} for {s}?",
+    "What is the {a} for {s}?",
+    "Does {s} have a {a}, and what is it?",
+    "Could you tell me the {a} of {s}?",
+    "Could you check the {a} of {s} for me?",
+    "I want to know the {a} of {s}.",
+    "Where does the {a} of {s} stand?",
+    "Let me know the {a} of {s}.",
+    "About {s}: which {a} is given?",
+    "How about {s} and its {a}?",
+    "My question is about the {a} of {s}.",
+    "What do you have for {s} under {a}?",
+    "Is there a {a} for {s}?",
+    "Who can tell me the {a} of {s}?",
+    "Name the {a} of {s}.",
+    "State the {a} of {s}.",
+    "Find the {a} of {s}.",
+    "Look for the {a} of {s}, please.",
+    "I have forgotten the {a} of {s}.",
+    "I was asked for the {a} of {s}.",
+    "For {s}, what is the {a}?",
+    "With {s}, what is the {a}?",
+    "What would be the {a} of {s}?",
+    "What should I write down as the {a} of {s}?",
+    "{S} - {a}?",
+    "Give the {a} of {s}.",
+    "What {a} is given for {s}?",
+    "What {a} is listed for {s}?",
+    "Can I have the {a} of {s}?",
+    "May I ask for the {a} of {s}?",
+    "I cannot find the {a} of {s}.",
+    "Is the {a} of {s} known?",
+    "And the {a} of {s}?",
+    "What was the {a} of {s} again?",
+    "Show me the {a} of {s}.",
     "Can you look up the {a} of {s}?",
     "What does it say about the {a} of {s}?",
     "How is the {a} of {s} stated?",
+    "Do we know which {a} {s} has?",
+    "Regarding {s}, what is its {a}?",
+    "I would like to learn the {a} of {s}.",
+    "Has {s} got a {a}, and which?",
+    "Say what the {a} of {s} is.",
+    "Which is the {a} of {s}?",
+    "What have you got as the {a} of {s}?",
+    "Do tell me about the {a} of {s}.",
+    "The {a} of {s} is what?",
+)
+_QUESTION_FRAMES = (
+    "{q}",
+    "{q}",
+    "{q}",
+    "{q}",
+    "{q}",
+    "Hello. {q}",
+    "Hi! {q}",
+    "Quick question: {q}",
+    "{q} Thanks.",
+    "{q} I could not find it.",
+    "A customer wants to know: {q}",
+    "One more thing. {q}",
+    "{q} Please be exact.",
+    "For my notes: {q}",
+    "I am writing an offer. {q}",
+    "{q} It is urgent.",
+    "Sorry to ask again. {q}",
+    "Good morning. {q}",
+    "I have read all of it and still wonder. {q}",
+    "{q} My manager asked me.",
+    "Next: {q}",
+    "{q} That is all.",
+    "We are comparing some of them. {q}",
+    "{q} I need it for the order.",
+    "Dear team, {q}",
+    "I hope you are well. {q}",
+    "{q} Best wishes.",
+    "Can you help me? {q}",
+    "{q} I would be glad to hear from you.",
+    "Just to be sure: {q}",
+    "It is about an old order of ours. {q}",
+    "{q} A short answer is enough.",
 )
 _ANSWER = "The {a} of {s} is {v}."
 
@@ -574,18 +715,16 @@ def _fact(draw: Draw, kind: _Kind, subject: str, attribute: _Attribute) -> Fact:
         name = f"{draw.of(words.PARTS)} {name}"
         attribute = _Attribute(name, attribute.value)
     value = attribute.value(draw)
+    # How an attribute is said (that what weighs has a weight) must be known to be read: the frame around it is new.
     own_words = bool(attribute.statements) and draw.random.random() < 0.4
-    statement = draw.of(attribute.statements if own_words else _STATEMENTS)
-    own_question = bool(attribute.questions) and draw.random.random() < 0.5
-    question = draw.of(attribute.questions if own_question else _QUESTIONS)
-    return Fact(
-        subject,
-        name,
-        value,
-        _fill(statement, subject, name, value),
-        _fill(question, subject, name, value),
-        _fill(_ANSWER, subject, name, value),
-    )
+    statement = draw.random.choice(attribute.statements) if own_words else draw.of(_STATEMENTS)
+    own_question = bool(attribute.questions) and draw.random.random() < 0.4
+    question = draw.random.choice(attribute.questions) if own_question else draw.of(_QUESTIONS)
+    said = _fill(statement, subject, name, value)
+    if said.endswith("."):
+        said = draw.of(_STATEMENT_FRAMES).replace("{x}", said)
+    asked = draw.of(_QUESTION_FRAMES).replace("{q}", _fill(question, subject, name, value))
+    return Fact(subject, name, value, said, asked, _fill(_ANSWER, subject, name, value))
 
 
 def _sections(draw: Draw, kind: _Kind, subject: str, number: int) -> tuple[str, list[Fact]]:
@@ -602,7 +741,7 @@ def _sections(draw: Draw, kind: _Kind, subject: str, number: int) -> tuple[str, 
     body: list[str] = []
     prose: list[str] = []
     for line in lines:
-        if line[0] in "-|" or (": " in line and not line.endswith(".")):
+        if not line.endswith("."):
             if prose:
                 body.append(" ".join(prose))
                 prose = []
