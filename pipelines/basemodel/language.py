@@ -64,7 +64,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What can be said of one kind of subject."""
+    """What can be said of one kind of subject; without attributes, anything."""
 
     subject: Callable[[Draw], str]
     title: tuple[str, ...]
@@ -131,6 +131,10 @@ _STATEMENTS = (
     "Of {s} the {a} is known: {v}.",
     "# {A}\n{v}",
 )
+_LISTS = (
+    "- {A}: {v}", "- {A}: {v}", "- {A}: {v}", "{A}: {v}", "| {A} | {v} |", "* {A}: {v}", "- {A} - {v}", "{A}: {v}.",
+)  # fmt: skip
+"""How every fact of a text is written where it is a list."""
 _STATEMENT_FRAMES = (
     "{x}",
     "{x}",
@@ -252,6 +256,13 @@ _QUESTION_FRAMES = (
 _ANSWER = "The {a} of {s} is {v}."
 
 
+_FIGURES = (
+    "{n} {u}", "{m} {u}", "{n}.{d} {u}", "{n} to {m} {u}", "-{k} to {n} {u}", "±{n} {u}", "±{n}.{d} %", "{t} {u}",
+    "{m} × {n} × {k} mm", "{n} × {k} cm", "up to {m} {u}", "{n} {u} at {k} °C", "about {m} {u}", "at least {n} {u}",
+    "0 to {t} {u}", "IP{n}", "{n} in {k}", "1 to {k} {u}", "{n} x {k} x {m}", "{n} %", "M{k}", "{n} {u} a year",
+)  # fmt: skip
+
+
 class Draw:
     """Draws everything at random, for training or for measuring."""
 
@@ -338,6 +349,43 @@ class Draw:
             return f"{whole}.{self.random.randint(1, 9)} {unit}" if decimal else f"{whole} {unit}"
 
         return self.made(make)
+
+    def phrase(self) -> str:
+        """Some words in a row that mean nothing together: they can only be copied."""
+
+        def make() -> str:
+            picked = [self.random.choice(words.WORDS) for _ in range(self.random.choice((1, 2, 2, 3, 3, 4, 5)))]
+            if len(picked) > 2 and self.random.random() < 0.6:
+                picked.insert(-1, self.random.choice(("and", "or", "with", "to", "of", "for", "in")))
+            return " ".join(picked)
+
+        return self.made(make)
+
+    def figure(self) -> str:
+        """A number with a unit, as data sheets give it: a range, a tolerance, three sides, a condition."""
+        choose, number = self.random.choice, self.random.randint
+
+        def make() -> str:
+            unit, first, second = choose(words.UNITS), number(1, 99), number(100, 990)
+            form = choose(_FIGURES)
+            return form.format(
+                u=unit, n=first, m=second, k=number(2, 60), d=number(0, 9), t=f"{number(1, 99)},{number(0, 999):03}"
+            )
+
+        return self.made(make)
+
+    def anything(self) -> str:
+        """The value of an attribute of which nothing is known."""
+        chance = self.random.random()
+        if chance < 0.5:
+            return self.figure()
+        if chance < 0.65:
+            return f"{self.figure()}, {self.phrase()}"
+        if chance < 0.72:
+            return f"{self.figure()} {self.phrase()}"
+        if chance < 0.8:
+            return self.random.choice((self.date, self.code, self.person, self.money, self.company))()
+        return self.phrase()
 
     def span(self) -> str:
         """A length of time."""
@@ -681,7 +729,30 @@ def _part(draw: Draw) -> str:
     return f"the {draw.of(words.PARTS)} {draw.code()}"
 
 
+def _thing(draw: Draw) -> str:
+    """The name of something sold, as its makers write it."""
+    kind = " ".join(word.capitalize() for word in draw.of((*words.PRODUCTS, *words.PARTS)).split())
+    form = draw.random.choice(("{w} {k}", "{w} {k}", "{w}", "{w} {n}", "{w} {n} {k}", "{w} {x} {k}"))
+    return "the " + form.format(w=draw.word(), k=kind, n=draw.random.randint(2, 9), x=draw.word())
+
+
+def _open(draw: Draw, number: int) -> list[_Attribute]:
+    """Attributes that nothing is known of."""
+
+    def make() -> str:
+        noun = draw.random.choice(words.ATTRIBUTE_NOUNS)
+        before = draw.random.choice(("", *[draw.random.choice(words.ATTRIBUTE_WORDS)] * 2))
+        return f"{before} {noun}".strip()
+
+    names = {draw.made(make) for _ in range(number)}
+    return [_Attribute(name, Draw.anything) for name in sorted(names)]
+
+
 _KINDS = (
+    _Kind(_thing, ("{S}", "{S}"), ()),
+    _Kind(_thing, ("{S}", "{S}"), ()),
+    _Kind(_thing, ("{S}", "{S}"), ()),
+    _Kind(lambda d: f"the {d.of(words.TOPICS)} terms of {d.company()}", ("{S}", "{S}"), ()),
     _Kind(_product, ("{S}", "{S}: data sheet", "Data sheet of {s}", "Specification: {s}", "{S} at a glance"), _PRODUCT),
     _Kind(_product, ("{S}", "Technical data of {s}", "Product: {s}", "All about {s}"), _PRODUCT),
     _Kind(_part, ("{S}", "Spare part: {s}", "Parts list: {s}"), _PRODUCT),
@@ -709,7 +780,7 @@ def _fill(template: str, subject: str, attribute: str, value: str) -> str:
     return filled if filled[0] != value[:1] else value[0].upper() + filled[1:]
 
 
-def _fact(draw: Draw, kind: _Kind, subject: str, attribute: _Attribute) -> Fact:
+def _fact(draw: Draw, kind: _Kind, subject: str, attribute: _Attribute, *, listed: str | None = None) -> Fact:
     name = attribute.name
     if kind.attributes is _PRODUCT and draw.random.random() < 0.15:  # attributes without end: read, not remembered
         name = f"{draw.of(words.PARTS)} {name}"
@@ -720,8 +791,8 @@ def _fact(draw: Draw, kind: _Kind, subject: str, attribute: _Attribute) -> Fact:
     statement = draw.random.choice(attribute.statements) if own_words else draw.of(_STATEMENTS)
     own_question = bool(attribute.questions) and draw.random.random() < 0.4
     question = draw.random.choice(attribute.questions) if own_question else draw.of(_QUESTIONS)
-    said = _fill(statement, subject, name, value)
-    if said.endswith("."):
+    said = _fill(listed or statement, subject, name, value)
+    if listed is None and said.endswith("."):
         said = draw.of(_STATEMENT_FRAMES).replace("{x}", said)
     asked = draw.of(_QUESTION_FRAMES).replace("{q}", _fill(question, subject, name, value))
     return Fact(subject, name, value, said, asked, _fill(_ANSWER, subject, name, value))
@@ -729,19 +800,25 @@ def _fact(draw: Draw, kind: _Kind, subject: str, attribute: _Attribute) -> Fact:
 
 def _sections(draw: Draw, kind: _Kind, subject: str, number: int) -> tuple[str, list[Fact]]:
     """A text on one subject with so many facts, laid out as documents are."""
-    attributes = draw.random.sample(kind.attributes, min(number, len(kind.attributes)))
-    facts = [_fact(draw, kind, subject, attribute) for attribute in attributes]
+    pick = draw.random
+    listed = pick.choice(_LISTS) if pick.random() < (0.2 if kind.attributes else 0.6) else None
+    number += pick.randint(0, number) if listed else 0
+    choices = kind.attributes or _open(draw, number)
+    attributes = pick.sample(choices, min(number, len(choices)))
+    facts = [_fact(draw, kind, subject, attribute, listed=listed) for attribute in attributes]
     title = _fill(draw.of(kind.title), subject, "data", "x")
     lines = [fact.statement for fact in facts]
-    for _ in range(draw.random.choice((0, 0, 1, 1, 2))):
+    for _ in range(pick.choice((0, 0, 1, 1, 2))):
         filler = draw.of(words.FILLERS)
-        if draw.random.random() < 0.5:
+        if pick.random() < 0.5:
             filler = f"{subject[0].upper() + subject[1:]} is {draw.of(words.QUALITIES)}."
-        lines.insert(draw.random.randint(0, len(lines)), filler)
+        elif pick.random() < 0.6:
+            filler = f"{draw.phrase()}, {draw.phrase()}.".capitalize()
+        lines.insert(pick.choice((0, len(lines))) if listed else pick.randint(0, len(lines)), filler)
     body: list[str] = []
     prose: list[str] = []
     for line in lines:
-        if not line.endswith("."):
+        if listed or not line.endswith("."):
             if prose:
                 body.append(" ".join(prose))
                 prose = []
@@ -750,10 +827,12 @@ def _sections(draw: Draw, kind: _Kind, subject: str, number: int) -> tuple[str, 
             prose.append(line)
     if prose:
         body.append(" ".join(prose))
-    heading = draw.random.choice(("{t}\n\n", "{t}\n\n", "# {t}\n\n", "", "{t}: ", "## {t}\n")).format(t=title)
-    if heading == "" and not any(subject.lower() in line.lower() for line in lines):
-        heading = f"{title}\n\n"
-    if subject.lower() not in heading.lower() and not any(subject.lower() in line.lower() for line in lines):
+    bare = title.removeprefix("The ")
+    path = f"{bare} > {draw.of(words.SECTIONS)}\n\n"
+    plain = pick.choice(("{t}\n\n", "{t}\n\n", "# {t}\n\n", "", "{t}: ", "## {t}\n")).format(t=title)
+    heading = path if pick.random() < 0.4 or not kind.attributes else plain
+    named = subject.removeprefix("the ").lower()
+    if named not in heading.lower() and not any(named in line.lower() for line in lines):
         heading = f"{subject[0].upper() + subject[1:]}\n\n{heading}"
     return heading + "\n".join(body), facts
 
@@ -774,11 +853,11 @@ def texts_and_facts(draw: Draw, *, texts: int, facts: int) -> tuple[list[str], l
         written.append(text)
         told += found
         said = {fact.attribute for fact in found}
-        others = [each for each in kind.attributes if each.name not in said]
+        others = [each for each in kind.attributes or _open(draw, 3) if each.name not in said]
         if others:
             absent.append(_fact(draw, kind, subject, draw.random.choice(others)))
         if draw.random.random() < 0.5:  # a subject that no text is about
-            absent.append(_fact(draw, kind, kind.subject(draw), draw.random.choice(kind.attributes)))
+            absent.append(_fact(draw, kind, kind.subject(draw), draw.random.choice(kind.attributes or _open(draw, 3))))
     said_of = {(fact.subject, fact.attribute) for fact in told}
     return written, told, [fact for fact in absent if (fact.subject, fact.attribute) not in said_of]
 

@@ -34,7 +34,7 @@ class Recipe:
     heads: int = 4
     feed_forward: int = 768
     context: int = 2048
-    tokens: int = 40_000_000
+    tokens: int = 36_000_000
     batch_tokens: int = 8192
     learning_rate: float = 3e-3
     warmup_steps: int = 100
@@ -61,10 +61,10 @@ class _Stage:
 
 
 _STAGES = (
-    _Stage(0.09, 256, 0.5, (1, 1), (2, 4), (3, 5)),
-    _Stage(0.16, 256, 0.15, (1, 2), (2, 4), (2, 5)),
-    _Stage(0.50, 512, 0.05, (1, 4), (2, 5), (2, 6)),
-    _Stage(1.01, 1024, 0.03, (2, 5), (3, 6), (2, 6)),
+    _Stage(0.09, 256, 0.5, (1, 1), (1, 3), (2, 4)),
+    _Stage(0.22, 512, 0.1, (1, 2), (2, 4), (4, 8)),
+    _Stage(0.55, 512, 0.05, (1, 3), (2, 4), (3, 8)),
+    _Stage(1.01, 1024, 0.03, (2, 5), (3, 6), (4, 10)),
 )
 
 
@@ -100,8 +100,10 @@ def batch(recipe: Recipe, tokenizer: Any, step: int) -> tuple[Any, Any]:
             )
             pieces, answers = encode_chat(tokenizer, turns)
             counted = [1.0 if answer else _OTHER_TOKENS for answer in answers]
+        if len(pieces) >= stage.length:  # an answer without its text teaches to make it up
+            continue
         room = stage.length - len(ids) % stage.length
-        if len(pieces) + 1 > room and len(pieces) < stage.length:  # what would be cut in two begins the next sequence
+        if len(pieces) + 1 > room:  # what would be cut in two begins the next sequence
             ids += [separator] * room
             weights += [0.0] * room
         ids += [*pieces, separator]

@@ -119,3 +119,59 @@ MONTHS = (
     "December",
 )  # fmt: skip
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+ATTRIBUTE_NOUNS = (
+    "range", "accuracy", "life", "supply", "protection", "size", "output", "input", "interval", "rate", "speed", "load",
+    "depth", "reach", "channel", "memory", "storage", "response", "mode", "mount", "thread", "diameter", "volume",
+    "current", "frequency", "resolution", "threshold", "alarm", "signal", "radio", "connection", "port", "interface",
+    "battery", "housing", "material", "finish", "number", "class", "type", "grade", "limit", "period", "discount",
+    "price", "deposit", "level", "time", "date", "term", "charge", "share", "owner", "contact", "address", "country",
+    "language", "format", "version", "plan", "method", "test", "standard", "approval", "drift", "delay", "tolerance",
+    "weight", "length", "width", "height", "temperature", "humidity", "pressure", "sensor", "display", "cable", "plug",
+    "key", "lamp", "tone", "colour", "warranty", "replacement",
+)  # fmt: skip
+ATTRIBUTE_WORDS = (
+    "first", "second", "inner", "outer", "upper", "lower", "main", "spare", "daily", "yearly", "monthly", "usual",
+    "largest", "smallest", "longest", "shortest", "highest", "lowest", "early", "late", "free", "extra", "basic",
+    "full", "indoor", "outdoor", "winter", "summer", "night", "travel", "repair", "return", "order", "shipping",
+    "service", "trial", "battery", "water", "air", "power", "screen", "motor", "pump", "valve", "cable", "sensor",
+    "radio", "data", "user", "guest", "team", "storage", "working", "rated", "nominal", "peak", "total", "average",
+    "minimum", "maximum",
+)  # fmt: skip
+SECTIONS = (
+    "Specifications", "Overview", "Data", "Technical data", "Details", "Facts", "Terms", "Prices and payment", "Limits",
+    "Installation", "Compatibility", "Service", "Delivery", "Warranty", "Numbers", "In detail", "Conditions", "Profile",
+    "Notes", "Background", "What is included", "How it works", "Questions", "Scope", "At a glance",
+)  # fmt: skip
+UNITS = (
+    "mm", "cm", "m", "km", "g", "kg", "t", "W", "kW", "kWh", "V", "A", "mA", "Hz", "kHz", "GHz", "hPa", "bar", "%",
+    "per cent", "°C", "m/s", "km/h", "l/min", "litres", "ml", "µg/m³", "W/m²", "lux", "dB", "dBm", "N·m", "ppm", "days",
+    "weeks", "months", "years", "hours", "minutes", "seconds", "euros", "EUR", "devices", "people", "pieces", "metres",
+    "lines", "working days", "MB", "GB",
+)  # fmt: skip
+WORDS = (
+    "above", "across", "after", "air", "all", "along", "around", "at night", "away from heat", "battery",
+    "behind glass", "below ground", "beside", "between walls", "black", "blue", "board", "bolts", "both sides",
+    "bottom", "box", "brass", "bright", "bus", "button", "by cable", "by hand", "by post", "by request", "camera",
+    "cap", "carton", "ceiling", "cell", "chain", "channel", "charger", "clamp", "clean", "clear", "clip", "closed",
+    "cloth", "cloud", "coated", "cold", "copper", "corner", "cotton", "cover", "cup", "current", "curve", "customers",
+    "dark", "dealer", "deep", "door", "double", "drawer", "dry", "dust", "early", "earth", "edge", "electric", "empty",
+    "end", "every year", "extra", "face", "factory", "fast", "felt", "field", "fine", "fire", "first", "fixed", "flat",
+    "flow", "foam", "foil", "fold", "for free", "for schools", "frame", "free of charge", "fresh", "from the front",
+    "full", "garden", "gas", "gate", "gear", "gel", "green", "grey", "ground", "guests", "half", "hall", "hand", "hard",
+    "heat", "heavy", "high", "hole", "hot", "house", "ice", "in advance", "in summer", "in total", "indoors", "inlet",
+    "inside", "iron", "kitchen", "large", "laser", "last", "late", "layer", "lead", "leaf", "left", "level", "light",
+    "line", "lock", "long", "loop", "loose", "loud", "low", "magnet", "mains", "map", "mark", "mast", "mesh", "metal",
+    "mild", "mirror", "mobile", "more", "mould", "narrow", "near", "new", "no tools", "noise", "north", "oil", "old",
+    "on demand", "once a day", "one way", "open", "orange", "outdoors", "outlet", "outside", "oval", "over the network",
+    "paint", "panel", "paper", "parts", "peak", "pin", "pipe", "plain", "plastic", "plate", "plug", "point", "pole",
+    "pond", "power", "print", "probe", "public", "pulse", "quick", "quiet", "rain", "ready", "red", "remote", "repair",
+    "resin", "rest", "return", "ring", "road", "roof", "room", "rope", "round", "row", "safe", "sand", "screen",
+    "screw", "sealed", "second", "shade", "shell", "short", "side", "silver", "single", "slow", "small", "smoke",
+    "snow", "soft", "soil", "solid", "south", "spare", "spring", "square", "stable", "stack", "staff", "stand", "steel",
+    "stone", "strap", "strong", "sun", "supplied", "switch", "table", "tank", "tape", "team", "thick", "thin", "tight",
+    "timber", "top", "tower", "track", "trade", "tray", "tree", "triple", "tube", "turn", "twice a week", "under load",
+    "until noon", "user", "vent", "wall", "warm", "water", "wave", "week", "well", "west", "wet", "wheel", "white",
+    "wide", "wind", "window", "winter", "wire", "with care", "with notice", "with screws", "without fog", "wood",
+    "worker", "yard", "yellow", "yes", "zone",
+)  # fmt: skip
