@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,20 @@ def embedder_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return (own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own) / "embedder_cache"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def outside_the_checkout(tmp_path_factory: pytest.TempPathFactory, embedder_cache: Path) -> Iterator[None]:
+    """Nothing of the caller's environment leaks in, nor anything of ours out: fixtures that outlive a test included."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("DATABASE_URL", "QDRANT_URL", "QDRANT_API_KEY", "MODEL_REGISTRY_URL", "FRESHET_DATA"):
+            environment.delenv(name, raising=False)
+        environment.setenv("FRESHET_CACHE", str(embedder_cache))
+        environment.setenv("FRESHET_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def freshet_home(tmp_path: Path, embedder_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A FRESHET_HOME of the test's own; nothing of the caller's environment leaks in."""
-    for name in ("DATABASE_URL", "QDRANT_URL", "QDRANT_API_KEY", "MODEL_REGISTRY_URL", "FRESHET_DATA"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("FRESHET_CACHE", str(embedder_cache))
+def freshet_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A FRESHET_HOME of the test's own."""
     home = tmp_path / "freshet"
     monkeypatch.setenv("FRESHET_HOME", str(home))
     return home

@@ -15,6 +15,17 @@ from pipelines.fingerprint import file_sha256, fingerprint, write_json_atomicall
 from pipelines.models import BUNDLED, model_folder, token_counter
 
 
+@pytest.fixture(scope="session")
+def before_any_test() -> Environment:
+    """What fixtures that outlive a test find."""
+    return Environment()
+
+
+def test_no_fixture_writes_into_the_checkout(before_any_test: Environment) -> None:
+    for folder in (before_any_test.home, before_any_test.cache_folder):
+        assert not folder.is_relative_to(REPOSITORY)
+
+
 def test_a_fingerprint_depends_on_values_and_not_on_their_order_of_writing() -> None:
     assert fingerprint({"a": 1, "b": [2, "ü"]}) == fingerprint({"b": [2, "ü"], "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": "1"})
