@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -24,6 +25,8 @@ from pipelines.evaluation.metrics import best_threshold, score, scores
 from pipelines.labels.examples import Example, read_split
 from pipelines.training.dataset import indicators
 from pipelines.training.lora import bf16_is_faster, save, with_adapter
+from pipelines.training.memory import with_smaller_batches
+from pipelines.training.processes import add_up_gradients
 from pipelines.training.progress import Progress, recorder
 from pipelines.training.settings import ClassifySettings
 from pipelines.training.trainer import arguments, fit
@@ -31,6 +34,8 @@ from pipelines.training.trainer import arguments, fit
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
 
 PROBED_ROWS = 5_000
 """Most training rows that the head's starting point is fitted on."""
@@ -54,7 +59,7 @@ def fit_classifier(
     Raises:
         ExamplesError: there is too little to learn from.
         ConfigError: the base has no layers of the names to adapt.
-        TrainingError: the loss is not finite, or training ended early.
+        TrainingError: the loss is not finite, training ended early, or not even one row fits into memory.
     """
     import torch
     from transformers import Trainer, set_seed
@@ -109,8 +114,34 @@ def fit_classifier(
     leaves = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     model = with_adapter(model, settings, task="SEQ_CLS", whole=sorted({*missing, *(HEADS & leaves)}))
 
+    loss_of = loss_function(settings, indicators([row.labels for row in rows], categories), multi_label=multi_label)
+
     class GroupedTrainer(Trainer):
-        """Trains on batches of alike lengths."""
+        """Trains on batches of alike lengths, an optimiser step each; ``rows_at_once`` go through the model."""
+
+        rows_at_once: int
+
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            model.train()
+            inputs = self._prepare_inputs(inputs)
+            alone: Any = self.model  # without what waits for the other processes after each part
+
+            def step(at_once: int) -> Any:
+                self.rows_at_once = at_once
+                alone.zero_grad()  # of a try that ran out of memory
+                loss = torch.zeros((), device=self.args.device)
+                for start in range(0, len(inputs["labels"]), at_once):
+                    some = {name: value[start : start + at_once] for name, value in inputs.items()}
+                    labels, longest = some.pop("labels"), int(some["attention_mask"].sum(dim=1).max())
+                    outputs = alone(**{name: value[:, :longest] for name, value in some.items()})
+                    part = loss_of(outputs, labels, num_items_in_batch)
+                    self.accelerator.backward(part)
+                    loss += part.detach()
+                return loss
+
+            loss = with_smaller_batches(step, self.rows_at_once, logger.warning)
+            add_up_gradients(alone)
+            return loss * self.args.world_size  # the Trainer takes the mean over processes
 
         def get_train_dataloader(self) -> Any:
             sampler = AlikeLengths([len(row["input_ids"]) for row in data], settings.batch_size, seed=settings.seed)
@@ -123,6 +154,11 @@ def fit_classifier(
             )
             return self.accelerator.prepare(loader)
 
+        def evaluate(self, *args: Any, **more: Any) -> dict[str, float]:
+            if self.args.world_size == 1:  # several processes have to agree
+                self.args.per_device_eval_batch_size = 2 * self.rows_at_once  # without gradients to keep
+            return super().evaluate(*args, **more)
+
         def create_optimizer(self, model: Any = None) -> Any:
             for value in averaging(self.model, pooling):  # peft trains what it saves whole
                 value.requires_grad_(False)
@@ -130,17 +166,18 @@ def fit_classifier(
 
     trainer = GroupedTrainer(
         model=model,
-        args=arguments(
-            settings, work, at_once=settings.batch_size, bf16=precision == "bf16", validate=bool(validation_rows)
-        ),
+        args=arguments(settings, work, bf16=precision == "bf16", validate=bool(validation_rows)),
         train_dataset=data,
         eval_dataset=encoded(validation_rows) if validation_rows else None,
         data_collator=padded,
-        compute_loss_func=loss_function(
-            settings, indicators([row.labels for row in rows], categories), multi_label=multi_label
-        ),
+        compute_loss_func=loss_of,
         compute_metrics=validation_score,
     )
+    trainer.rows_at_once = trainer.args.per_device_train_batch_size
+    if settings.micro_batch_tokens is not None:
+        longest = max(len(row["input_ids"]) for row in data)
+        trainer.rows_at_once = min(trainer.rows_at_once, max(1, settings.micro_batch_tokens // longest))
+        trainer.args.per_device_eval_batch_size = 2 * trainer.rows_at_once
     state, losses = fit(trainer, watch, settings, work), [point.loss for point in watch.points]
     save(model, tokenizer, folder, settings)
 
@@ -176,6 +213,7 @@ def fit_classifier(
             "steps": state.global_step,
             "stopped_early": watch.stopped_early,
             "tokens": int(state.num_input_tokens_seen),
+            "rows_at_once": trainer.rows_at_once,
             "rows_cut": sum(len(row["input_ids"]) == settings.maximum_tokens for row in data),
             "trained_parameters": sum(value.numel() for value in model.parameters() if value.requires_grad),
         },

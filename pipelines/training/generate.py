@@ -32,6 +32,7 @@ from pipelines.training.lora import bf16_is_faster, save, with_adapter
 from pipelines.training.memory import CHAT_TOKENS_AT_ONCE, with_smaller_batches
 from pipelines.training.packing import CHAT_BY_CHAT, register, windowed
 from pipelines.training.passes import NOT_COUNTED, Passes, flattened
+from pipelines.training.processes import add_up_gradients, summed
 from pipelines.training.progress import Progress, recorder
 from pipelines.training.settings import GenerateSettings
 from pipelines.training.trainer import arguments, fit
@@ -88,7 +89,6 @@ def fit_chat(
         arguments(
             settings,
             work,
-            at_once=settings.batch_size,  # a step is taken to pieces by its tokens, not by its chats
             bf16=precision == "bf16",
             validate=bool(validation_chats),
             include_num_input_tokens_seen="all",  # there is no padding in what the Trainer sees
@@ -222,7 +222,6 @@ def _trainer(
     devices. Its attributes: ``room`` (tokens at once), ``sequences`` (passes through the model).
     """
     import torch
-    from torch import distributed
     from transformers import Trainer
 
     class ChatTrainer(Trainer):
@@ -256,8 +255,7 @@ def _trainer(
                 return loss / counted
 
             loss = with_smaller_batches(step, self.room, logger.warning)
-            if distributed.is_initialized():
-                add_up([value for value in passes.model.parameters() if value.requires_grad])
+            add_up_gradients(passes.model)
             return loss * self.args.world_size  # the Trainer takes the mean over processes
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -279,20 +277,6 @@ def _trainer(
         """This process's chats: of each length as many as the others'."""
         longest_first = sorted(rows, key=lambda chat: -len(chat.ids))
         return flattened(longest_first[training_arguments.process_index :: training_arguments.world_size])
-
-    def summed(value: Any) -> Any:
-        if distributed.is_initialized():
-            distributed.all_reduce(value)
-        return value
-
-    def add_up(parameters: Sequence[Any]) -> None:
-        """Gradients over all processes; once, at the end: each may have taken its chats in other parts."""
-        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
-        distributed.all_reduce(flat)
-        start = 0
-        for parameter in parameters:
-            parameter.grad = flat[start : start + parameter.numel()].view_as(parameter)
-            start += parameter.numel()
 
     trainer = ChatTrainer(
         model=passes.model,

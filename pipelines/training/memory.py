@@ -247,16 +247,6 @@ def check_disk(folder: Path, wanted: int) -> None:
         )
 
 
-def shares(batch_size: int, most: int, processes: int = 1) -> tuple[int, int]:
-    """``(rows, accumulation)`` of one process: ``rows * accumulation * processes == batch_size``, ``rows <= most``.
-
-    ``processes`` has to divide ``batch_size``.
-    """
-    each = batch_size // processes
-    rows = max(rows for rows in range(1, each + 1) if each % rows == 0 and rows <= max(1, most))
-    return rows, each // rows
-
-
 def with_smaller_batches(run: Callable[[int], T], start: int, tell: Callable[[str], None]) -> T:
     """``run(start)``, and again with half as much while memory does not suffice.
 

@@ -50,6 +50,31 @@ def wait_for_all() -> None:
     agreed(False)
 
 
+def summed(value: Any) -> Any:
+    """The tensor ``value`` added up over all processes, in place."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.all_reduce(value)
+    return value
+
+
+def add_up_gradients(model: Any) -> None:
+    """Over all processes; once a step, at its end: each may have taken its examples in other parts."""
+    import torch
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        return
+    parameters = [value for value in model.parameters() if value.requires_grad]
+    flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
+    distributed.all_reduce(flat)
+    start = 0
+    for parameter in parameters:
+        parameter.grad = flat[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
+
+
 def devices(batch_size: int) -> int:
     """GPUs that share a batch evenly: at most all that this process sees, and 1 on a CPU."""
     import torch

@@ -8,7 +8,6 @@ from typing import Any
 
 from pipelines.errors import TrainingError
 from pipelines.training.checkpoints import checkpointing, last_checkpoint, stopping_on_sigterm
-from pipelines.training.memory import shares
 from pipelines.training.processes import processes
 from pipelines.training.settings import ClassifySettings, FineTuneSettings
 
@@ -17,30 +16,26 @@ def arguments(
     settings: FineTuneSettings,
     work: Path,
     *,
-    at_once: int,
     bf16: bool,
     validate: bool,
     **particular: Any,
 ) -> Any:
     """``TrainingArguments`` of either task; ``particular`` ones win.
 
-    An optimiser step takes ``settings.batch_size`` examples in all: at most ``at_once`` at a time in each process, and
-    the gradients of several times added up.
+    A batch is an optimiser step's ``settings.batch_size`` examples, shared evenly by the processes; the trainer itself
+    takes it to pieces that fit into memory.
     """
     import torch
     from transformers import TrainingArguments
 
     on_cpu = not torch.cuda.is_available()
-    if isinstance(settings, ClassifySettings) and settings.micro_batch_tokens is not None:
-        at_once = min(at_once, settings.micro_batch_tokens // settings.maximum_tokens)
-    rows, accumulation = shares(settings.batch_size, at_once, processes())
+    rows = settings.batch_size // processes()
     common: dict[str, Any] = {
         "output_dir": str(work),
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate,
         "per_device_train_batch_size": rows,
         "per_device_eval_batch_size": rows * 2,
-        "gradient_accumulation_steps": accumulation,
         "warmup_steps": settings.warmup_share,
         "weight_decay": settings.weight_decay,
         "include_num_input_tokens_seen": "non_padding",

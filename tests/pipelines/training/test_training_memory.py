@@ -6,17 +6,17 @@ import json
 import multiprocessing
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipelines.artifacts import Artifact, load, seal
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.labels.examples import read_split
 from pipelines.models import BUNDLED, model_folder
-from pipelines.training.job import TrainingJob
-from pipelines.training.memory import check_disk, duration, estimate, footprint, shares, with_smaller_batches
+from pipelines.training import classify
+from pipelines.training.job import TrainingJob, train
+from pipelines.training.memory import check_disk, duration, estimate, footprint, with_smaller_batches
 from pipelines.training.settings import ClassifySettings, GenerateSettings, LoraSettings
 from tests.pipelines.training.tiny_bert import (
     allocate_until_it_fits,
@@ -24,13 +24,6 @@ from tests.pipelines.training.tiny_bert import (
     training_processes,
     write_tiny_bert,
 )
-
-
-@given(st.integers(1, 8), st.integers(1, 64), st.integers(1, 200))
-def test_rows_times_accumulation_times_processes_is_the_batch(processes: int, each: int, most: int) -> None:
-    rows, accumulation = shares(processes * each, most, processes)
-    assert rows * accumulation * processes == processes * each
-    assert 1 <= rows <= max(1, most)
 
 
 @pytest.mark.slow
@@ -53,6 +46,45 @@ def test_out_of_memory_with_one_at_a_time_says_what_to_do() -> None:
 
     with pytest.raises(TrainingError, match=r"one at a time \(1 rows\): lower maximum_tokens or lora\.rank"):
         with_smaller_batches(run, 4, lambda _: None)
+
+
+def test_a_classifier_that_runs_out_of_memory_takes_fewer_rows_at_once_and_learns_the_same(
+    small_set: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight at once are too many, and of four the second part is, when the first one's gradients are there."""
+    from safetensors.torch import load_file
+    from torch._subclasses.fake_tensor import FakeTensor
+    from transformers import BertModel
+
+    monkeypatch.setattr(classify, "bf16_is_faster", lambda: False)  # rounding would hide what is compared
+    base = write_tiny_bert(tmp_path / "base", [row.text for row in read_split(small_set, "train")], dropout=0)
+    settings = ClassifySettings(
+        base_model=str(base), epochs=2, batch_size=8, maximum_tokens=48, lora=LoraSettings(rank=4, dropout=0)
+    )
+
+    def made(name: str) -> Artifact:
+        job = TrainingJob(use_case="shop", training_set=small_set.path, output=tmp_path / name, settings=settings)
+        return train(job, progress=lambda _: None)
+
+    whole, forward, parts = made("whole"), BertModel.forward, []
+
+    def scarce(self: BertModel, input_ids: Any, **more: Any) -> Any:
+        if self.training and not isinstance(input_ids, FakeTensor):  # the estimate's
+            parts.append(len(input_ids))
+            if parts[-1] == 8 or parts[-2:] == [4, 4]:
+                raise MemoryError("no more")
+        return forward(self, input_ids, **more)
+
+    monkeypatch.setattr(BertModel, "forward", scarce)
+    smaller = made("smaller")
+    assert parts[:4] == [8, 4, 4, 2]
+    assert set(parts[4:]) <= {1, 2}
+    assert (whole.manifest["effective"]["rows_at_once"], smaller.manifest["effective"]["rows_at_once"]) == (8, 2)
+    assert smaller.manifest["effective"]["steps"] == whole.manifest["effective"]["steps"]
+    assert smaller.manifest["loss"]["last"] == pytest.approx(whole.manifest["loss"]["last"], rel=1e-3)
+    one, other = (load_file(each.path / "adapter_model.safetensors") for each in (whole, smaller))
+    for name, weights in one.items():
+        assert float((weights - other[name]).norm()) <= 0.01 * float(weights.norm()) + 1e-6, name
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
