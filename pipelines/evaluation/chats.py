@@ -82,7 +82,7 @@ def judge_chats(
             models["champion"] = load_chat_model(champion)
     models["base"] = base_chat_model(candidate)
     references = [row.answer for row in rows]
-    limit = _limit(models["candidate"], references, settings.maximum_answer_tokens)
+    limit = answer_limit(models["candidate"], references, settings.maximum_answer_tokens)
     spoken = {}
     for name, model in models.items():
         progress(f"{name} answers {len(rows)} held-out rows, at most {limit} tokens each")
@@ -90,22 +90,36 @@ def judge_chats(
         model.release()
     forget_others(folder, models.values())
 
+    kinds, values, style, common = _scores(spoken, training_set, rows)
     asked = models["candidate"].prompt
-    learned = [row.answer for row in drawn_rows(read_split(training_set, "train"), LEARNED_ANSWERS)]
-    style = style_scores(learned, references, {name: _texts(said) for name, said in spoken.items()})
-    common = common_words(learned)
-    kinds = [
-        row_kind(None if row.context is None else seen, row.answer, asked.refusal)
-        for row, seen in zip(rows, spoken["candidate"].contexts, strict=True)
-    ]
-    values = {name: _row_scores(said, rows, kinds, asked, common) for name, said in spoken.items()}
-    if style is not None:
-        for name, found in values.items():
-            found["style"] = style.scores[name]
     told = [Answer(reference, stopped=True, tokens=0) for reference in references]
     themselves = _row_scores(replace(spoken["candidate"], answers=told), rows, kinds, asked, common)
     ceiling = measured_rows(themselves["supported"], confidence=settings.gate.confidence)
     return _judged(rows, kinds, spoken, values, style, limit, ceiling, settings)
+
+
+def mean_scores(
+    model: ChatModel, training_set: Artifact, rows: Sequence[Example], answers: Mapping[str, Sequence[Answer]]
+) -> dict[str, dict[str, Measured]]:
+    """Every metric of ``answers`` to ``rows`` (by who gave them) as the evaluation measures it; what can be measured.
+
+    All were prompted as ``model`` is, and ``candidate`` is among them. Style needs the answers of the untuned ``base``.
+    """
+    contexts = [model.context(row) for row in rows]
+    spoken = {name: _Spoken(list(said), model.prompt, contexts, loss=None) for name, said in answers.items()}
+    kinds, values, _, _ = _scores(spoken, training_set, rows)
+    weights = balanced(kinds)
+    measured = {
+        name: {
+            metric: measured_rows(scores, weights if metric == "refusal" else None, resamples=100)
+            for metric, scores in found.items()
+        }
+        for name, found in values.items()
+    }
+    return {
+        name: {metric: value for metric, value in found.items() if value is not None}
+        for name, found in measured.items()
+    }
 
 
 def drawn_rows(rows: Sequence[Example], maximum: int | None) -> list[Example]:
@@ -118,7 +132,7 @@ def drawn_rows(rows: Sequence[Example], maximum: int | None) -> list[Example]:
     return [row for row in rows if row.id in kept]
 
 
-def _limit(model: ChatModel, references: Sequence[str], maximum: int) -> int:
+def answer_limit(model: ChatModel, references: Sequence[str], maximum: int) -> int:
     """Power of two that leaves the longest reference room to be doubled, so that a few new rows rarely change it."""
     longest = max(map(model.count_tokens, references), default=0)
     return min(maximum, max(SHORTEST_LIMIT, 1 << (2 * longest).bit_length()))
@@ -137,6 +151,26 @@ def _speak(
         contexts=[model.context(row) for row in rows],
         loss=sum(losses) / len(losses) if losses else None,
     )
+
+
+def _scores(
+    spoken: Mapping[str, _Spoken], training_set: Artifact, rows: Sequence[Example]
+) -> tuple[list[Kind | None], dict[str, dict[str, Floats]], Style | None, frozenset[str]]:
+    """The kind of each row, every metric by model and row, the style behind one of them, and words of manner."""
+    asked, references = spoken["candidate"].prompt, [row.answer for row in rows]
+    learned = [row.answer for row in drawn_rows(read_split(training_set, "train"), LEARNED_ANSWERS)]
+    texts = {name: _texts(said) for name, said in spoken.items()}
+    style = style_scores(learned, references, texts) if "base" in spoken else None
+    common = common_words(learned)
+    kinds = [
+        row_kind(None if row.context is None else seen, row.answer, asked.refusal)
+        for row, seen in zip(rows, spoken["candidate"].contexts, strict=True)
+    ]
+    values = {name: _row_scores(said, rows, kinds, asked, common) for name, said in spoken.items()}
+    if style is not None:
+        for name, found in values.items():
+            found["style"] = style.scores[name]
+    return kinds, values, style, common
 
 
 def _texts(said: _Spoken) -> list[str]:

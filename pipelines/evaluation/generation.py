@@ -106,7 +106,7 @@ class ChatModel:
         window = _window(self.model.config)
         answers: dict[int, Answer] = {}
         said: dict[int, list[int]] = {index: [] for index in range(len(chats))}
-        watch = _Watch(progress, len(chats))
+        watch = Watch(progress, len(chats))
 
         def room(index: int) -> int:
             return min(maximum_tokens, window - len(prompts[index])) - len(said[index])
@@ -219,25 +219,29 @@ class ChatModel:
         return ids.to(self.model.device), mask.to(self.model.device)
 
 
-def load_chat_model(adapter: Artifact) -> ChatModel:
+def load_chat_model(adapter: Artifact, *, exact: bool = False) -> ChatModel:
     """``adapter`` on the base that it was trained on, prompted as its manifest says.
 
-    A base that was held in fewer bits while training is read whole, as the release merges it.
+    A base that was held in fewer bits while training is read whole, as the release merges it. ``exact`` computes in
+    float32, whatever is faster.
 
     Raises:
         ArtifactError: it is no adapter of a chat model, its base or chat template is not the one it was trained with;
             when its weights are read: a tensor of it has no place.
         ConfigError: the base model is not there.
     """
+    import torch
+
     manifest, folder = _chat_manifest(adapter), base_folder(adapter)
     tokenizer = _tokenizer(adapter.path)
     _same_template(adapter, tokenizer, adapter.path)
+    dtype = torch.float32 if exact else _dtype()
 
     def read() -> Any:
         from peft import PeftModel
 
         with quiet_transformers():
-            model = PeftModel.from_pretrained(_base(folder), adapter.path, local_files_only=True).eval()
+            model = PeftModel.from_pretrained(_base(folder, dtype), adapter.path, local_files_only=True).eval()
         _check_tensors(model, adapter)
         if next(model.parameters()).dtype.itemsize == 4:
             model = model.merge_and_unload()  # exact enough in float32, and faster; bf16 would round the update away
@@ -246,7 +250,7 @@ def load_chat_model(adapter: Artifact) -> ChatModel:
     return ChatModel(
         tokenizer=tokenizer,
         prompt=PromptSettings.model_validate(manifest["prompt"]),
-        key=_key(adapter, dict(manifest["files"])),
+        key=_key(adapter, dict(manifest["files"]), dtype),
         end_tokens=_end_tokens(tokenizer, folder),
         read=read,
     )
@@ -265,13 +269,13 @@ def base_chat_model(adapter: Artifact) -> ChatModel:
     return ChatModel(
         tokenizer=tokenizer,
         prompt=PromptSettings.model_validate(manifest["prompt"]),
-        key=_key(adapter, None),
+        key=_key(adapter, None, _dtype()),
         end_tokens=_end_tokens(tokenizer, folder),
-        read=lambda: _placed(_base(folder).eval()),
+        read=lambda: _placed(_base(folder, _dtype()).eval()),
     )
 
 
-class _Watch:
+class Watch:
     """Says now and then how far the answers are."""
 
     def __init__(self, progress: Callable[[str], None], rows: int) -> None:
@@ -311,14 +315,14 @@ def _same_template(adapter: Artifact, tokenizer: Any, folder: Path) -> None:
         )
 
 
-def _base(folder: Path) -> Any:
+def _base(folder: Path, dtype: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(available_cores())
     with quiet_transformers():
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=_dtype(), use_safetensors=True, local_files_only=True, trust_remote_code=False
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
         )
 
 
@@ -357,14 +361,14 @@ def _check_tensors(model: Any, adapter: Artifact) -> None:
         raise ArtifactError(f"{adapter.path}: tensors that did not load as stored: {', '.join(lost[:5])}; train again")
 
 
-def _key(adapter: Artifact, files: Mapping[str, str] | None) -> str:
+def _key(adapter: Artifact, files: Mapping[str, str] | None, dtype: Any) -> str:
     """What decides a model's answers: weights, tokenizer and template (all in the files), and the arithmetic."""
     import torch
     from transformers import __version__
 
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     base = dict(adapter.manifest["base_files"])
-    return fingerprint(GENERATION, base, files, str(_dtype()), machine, torch.__version__, __version__)
+    return fingerprint(GENERATION, base, files, str(dtype), machine, torch.__version__, __version__)
 
 
 def _end_tokens(tokenizer: Any, base: Path) -> tuple[int, ...]:

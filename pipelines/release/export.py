@@ -5,28 +5,37 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.artifacts import MANIFEST, Artifact, alone, load, seal, writing
 from pipelines.errors import ArtifactError, ConfigError, ExportError
 from pipelines.evaluation.classifier import base_folder
+from pipelines.evaluation.generation import ChatModel, load_chat_model
+from pipelines.evaluation.settings import EvaluationSettings
 from pipelines.fingerprint import fingerprint
-from pipelines.labels.examples import read_split
+from pipelines.labels.examples import Example, read_split
+from pipelines.prompt import render
 from pipelines.release.bundle import base_name
 from pipelines.release.gguf import Header, convert, quantise
 from pipelines.release.merge import merge
 from pipelines.release.parity import compare, plot
+from pipelines.release.parity_chats import compare_chats, plot_chats
 from pipelines.release.settings import Quantisation, ReleaseSettings
 
-EXPORTER = "3"
+EXPORTER = "4"
 """Version of what this module makes of equal inputs; part of the fingerprint."""
 
 PACKAGES = ("torch", "transformers", "peft", "auto-round", "gguf", "llama-cpp-python")
 """What decides the bytes of the files."""
+
+ROUND = 256
+"""Context lengths are multiples of so many tokens."""
+
+Files = dict[Quantisation, tuple[Path, Header]]
 
 
 def export(
@@ -36,11 +45,12 @@ def export(
     settings: ReleaseSettings,
     folder: Path,
     progress: Callable[[str], None],
+    evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 - frozen
 ) -> Artifact:
     """Make ``<folder>/<fingerprint>``: GGUF files, ``parity.json``, ``parity.png`` and the manifest.
 
-    Equal inputs give the same fingerprint, and an export that exists is returned as it is. A failed comparison is an
-    artifact too, whose manifest says why.
+    Of a chat model also ``chat_template.jinja``. Equal inputs give the same fingerprint, and an export that exists is
+    returned as it is. A failed comparison is an artifact too, whose manifest says why.
 
     Raises:
         ArtifactError: an input is altered, or the adapter was trained on another training set.
@@ -54,11 +64,6 @@ def export(
         )
     adapter, training_set = load(adapter.path), load(training_set.path)
     task = adapter.manifest.get("task", "classify")
-    if task != "classify":
-        raise ExportError(
-            f"{adapter.path} was trained for task {task!r}, and only classifiers are exported to GGUF: use the adapter "
-            "itself, with peft and transformers"
-        )
     trained_on = adapter.manifest["training_set"]
     if trained_on != training_set.fingerprint:
         raise ArtifactError(
@@ -71,8 +76,10 @@ def export(
         EXPORTER,
         adapter.fingerprint,
         adapter.manifest["files"],
+        adapter.manifest.get("prompt"),
         training_set.fingerprint,
-        settings.model_dump(mode="json"),
+        settings.model_dump(mode="json", exclude={"hub", "ollama", "keep_versions"}),
+        evaluation.model_dump(mode="json") if task == "generate" else None,
         versions,
     )
     with alone(folder / ".export.lock", "export"):
@@ -84,76 +91,235 @@ def export(
         for left in folder.glob(".*.????????"):  # of exports that were killed
             shutil.rmtree(left, ignore_errors=True)
         with writing(folder / key) as scratch:
-            manifest = _export(adapter, training_set, settings, scratch, progress)
-            seal(scratch, {"fingerprint": key, **manifest, "versions": versions})
+            base = base_folder(adapter)
+            _check_disk(scratch, base, settings)
+            if task == "generate":
+                facts = _export_chat(adapter, training_set, base, settings, evaluation, scratch, progress)
+            else:
+                facts = _export_classifier(adapter, training_set, base, settings, scratch, progress)
+            verdict = facts["parity"]
+            progress("parity passed" if verdict["passed"] else f"parity failed: {'; '.join(verdict['reasons'])}")
+            manifest = {
+                "fingerprint": key,
+                "kind": "gguf_model",
+                "task": task,
+                "use_case": adapter.manifest["use_case"],
+                "adapter": adapter.fingerprint,
+                "adapter_files": adapter.manifest["files"],
+                "training_set": training_set.fingerprint,
+                "base_licence": base_licence(base),
+                "settings": settings.model_dump(mode="json"),
+                "exporter": EXPORTER,
+                "versions": versions,
+            }
+            seal(scratch, {**manifest, **facts})
         return load(folder / key)
 
 
-def _export(
+def _export_classifier(
     adapter: Artifact,
     training_set: Artifact,
+    base: Path,
     settings: ReleaseSettings,
     folder: Path,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Write the files to ``folder`` and return what the manifest says of them."""
+    """Write the files to ``folder`` and return what the manifest says of them and of the classifier."""
     facts = adapter.manifest
-    base = base_folder(adapter)
-    licence = base_licence(base)
-    _check_disk(folder, base)
     merged_folder = folder / "merged"
     progress(f"merging the adapter into {facts['base_model']}")
     merged = merge(adapter, merged_folder)
 
-    sixteen = folder / f"{facts['use_case']}-F16.gguf"
-    progress("converting to GGUF")
-    metadata = {
-        "freshet.adapter": adapter.fingerprint,
-        "freshet.base_model": base_name(facts["base_model"]),
-        "freshet.base_revision": facts["base_revision"] or "bundled or local",
-        "freshet.base_files": fingerprint(facts["base_files"]),
-        "freshet.training_set": training_set.fingerprint,
-        "general.license": licence,
-    }
-    files: dict[Quantisation, tuple[Path, Header]] = {
-        "F16": (sixteen, convert(merged_folder, sixteen, name=facts["use_case"], metadata=metadata))
-    }
-    shutil.rmtree(merged_folder)
-    for quantisation in settings.quantisations:
-        if quantisation != "F16":
-            progress(f"quantising to {quantisation}")
-            path = folder / f"{facts['use_case']}-{quantisation}.gguf"
-            files[quantisation] = (path, quantise(sixteen, path, quantisation, facts["categories"]))
-    if "F16" not in settings.quantisations:
-        del files["F16"]
-        sixteen.unlink()
+    def converted(path: Path, file_type: Literal["F16", "BF16"]) -> Header:
+        metadata = _metadata(adapter, training_set, base)
+        return convert(merged_folder, path, name=facts["use_case"], metadata=metadata, file_type=file_type)
 
+    files = _quantised(facts, settings, folder, converted, progress)
+    shutil.rmtree(merged_folder)
     parity = compare(merged, read_split(training_set, "test"), files, settings=settings, progress=progress)
-    verdict = {"passed": parity.passed, "reasons": list(parity.reasons)}
-    progress("parity passed" if parity.passed else f"parity failed: {'; '.join(parity.reasons)}")
     found = {name: asdict(value) for name, value in parity.quantisations.items()}
+    verdict = {"passed": parity.passed, "reasons": list(parity.reasons)}
     report = {**verdict, "rows": parity.rows, "merged": parity.merged, "tokens": parity.tokens, "quantisations": found}
-    (folder / "parity.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    (folder / "parity.png").write_bytes(plot(parity))
+    _write_report(folder, report, plot(parity))
     return {
-        "kind": "gguf_model",
-        "use_case": facts["use_case"],
-        "adapter": adapter.fingerprint,
-        "adapter_files": facts["files"],
-        "training_set": training_set.fingerprint,
-        "base_licence": licence,
         "categories": facts["categories"],
         "multi_label": facts["multi_label"],
         "thresholds": facts["thresholds"],
         "calibration": facts.get("calibration"),
         "abstain_below": facts["settings"].get("abstain_below", 0.0),
         "maximum_tokens": facts["settings"]["maximum_tokens"],
-        "settings": settings.model_dump(mode="json"),
         "quantisations": found,
         "merged": parity.merged,
         "held_out_rows": parity.rows,
         "parity": verdict,
-        "exporter": EXPORTER,
+    }
+
+
+def _export_chat(
+    adapter: Artifact,
+    training_set: Artifact,
+    base: Path,
+    settings: ReleaseSettings,
+    evaluation: EvaluationSettings,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Write the files to ``folder`` and return what the manifest says of them and of the chat model.
+
+    Weights are merged on their way from the base into the 16-bit file: no merged checkpoint lies on the disk.
+    """
+    facts = adapter.manifest
+    model = load_chat_model(adapter, exact=True)  # the weights are not read yet
+    rows = [row for row in read_split(training_set, "test") if row.origin in evaluation.origins]
+    prompts = [render(model.tokenizer, model.chat(row)) for row in rows]
+    metadata = _metadata(adapter, training_set, base)
+
+    def converted(path: Path, file_type: Literal["F16", "BF16"]) -> Header:
+        return convert(
+            base,
+            path,
+            name=facts["use_case"],
+            metadata=metadata,
+            adapter=adapter.path,
+            file_type=file_type,
+            texts=prompts,
+        )
+
+    files = _quantised(facts, settings, folder, converted, progress)
+    (folder / "chat_template.jinja").write_bytes(str(model.tokenizer.chat_template).encode())
+    parity = compare_chats(
+        adapter, training_set, rows, files, settings=settings, evaluation=evaluation, progress=progress
+    )
+    budget = _budget(model, rows, prompts, next(iter(files.values()))[1].context_length, evaluation)
+    for line in budget.warnings:
+        progress(line)
+    reasons = [*parity.reasons, *budget.reasons]
+    found = {name: asdict(value) for name, value in parity.quantisations.items()}
+    verdict = {"passed": not reasons, "reasons": reasons}
+    report = {
+        **verdict,
+        "rows": parity.rows,
+        "rows_left_out": parity.left_out,
+        "next_tokens": parity.places,
+        "metric": parity.metric,
+        "merged": parity.merged,
+        "tokens": parity.tokens,
+        "warnings": budget.warnings,
+        "quantisations": found,
+    }
+    _write_report(folder, report, plot_chats(parity))
+    return {
+        "prompt": facts["prompt"],
+        "template_hash": facts["template_hash"],
+        "stops": [model.tokenizer.decode([token]) for token in model.end_tokens],
+        "maximum_tokens": facts.get("effective", {}).get("maximum_tokens") or facts["settings"]["maximum_tokens"],
+        "maximum_answer_tokens": budget.answer_tokens,
+        "context_length": budget.context_length,
+        "longest_prompt": budget.longest_prompt,
+        "quantisations": found,
+        "merged": parity.merged,
+        "metric": parity.metric,
+        "held_out_rows": parity.rows,
+        "adapter_gguf": None,
+        "parity": verdict,
+        "warnings": budget.warnings,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Budget:
+    """How many tokens a served model has to hold."""
+
+    context_length: int
+    longest_prompt: int
+    answer_tokens: int
+    warnings: list[str]
+    reasons: list[str]
+    """Why nothing can be served so."""
+
+
+def _budget(
+    model: ChatModel,
+    rows: Sequence[Example],
+    prompts: Sequence[str],
+    window: int | None,
+    evaluation: EvaluationSettings,
+) -> _Budget:
+    """The longest held-out prompt, with as much retrieved as ever is, and the longest answer, within ``window``."""
+    lengths = [0]
+    for row, prompt in zip(rows, prompts, strict=True):
+        left = 0
+        if row.context is not None:  # another question's chunks may fill what this one's leave free
+            shown = sum(model.count_tokens(text) for text in model.context(row))
+            left = max(0, model.prompt.context_tokens - shown)
+        lengths.append(model.count_tokens(prompt) + left)
+    longest, answer = max(lengths), evaluation.maximum_answer_tokens
+    window = window or 1 << 30
+    wanted = -(-(longest + answer) // ROUND) * ROUND
+    if wanted <= window:
+        return _Budget(wanted, longest, answer, [], [])
+    room = min(answer, window - longest)
+    said = (
+        f"prompts of up to {longest} tokens (prompt.context_tokens of {model.prompt.context_tokens} allowed for) and "
+        f"answers of up to {answer} do not fit the {window} tokens that the base was made for"
+    )
+    if room < 1:
+        return _Budget(window, longest, 1, [], [f"{said}: choose fewer prompt.context_tokens, or another base"])
+    warnings = [f"{said}: answers end at {room}"] if room < answer else []
+    return _Budget(window, longest, room, warnings, [])
+
+
+def _quantised(
+    facts: Mapping[str, Any],
+    settings: ReleaseSettings,
+    folder: Path,
+    converted: Callable[[Path, Literal["F16", "BF16"]], Header],
+    progress: Callable[[str], None],
+) -> Files:
+    """The files that ``settings`` ask for, in that order, all made from one of 16 bits.
+
+    From F16, also where the base is in bf16: it has 11 significant bits where bf16 has 8, so it holds such a base's
+    weights as they are and what the adapter adds more exactly. From BF16 where that alone is asked for, as for a base
+    with numbers beyond the range of F16, which cannot be converted to it.
+    """
+    written = settings.quantisations
+    source: Literal["F16", "BF16"] = "BF16" if "BF16" in written and "F16" not in written else "F16"
+
+    def path_of(name: str) -> Path:
+        return folder / f"{facts['use_case']}-{name}.gguf"
+
+    sixteen: list[Literal["F16", "BF16"]] = [source]
+    if source == "F16" and "BF16" in written:
+        sixteen.append("BF16")
+    made: Files = {}
+    for name in sixteen:
+        progress(f"converting to GGUF ({name})")
+        made[name] = (path_of(name), converted(path_of(name), name))
+    for quantisation in written:
+        if quantisation not in made:
+            progress(f"quantising to {quantisation}")
+            header = quantise(made[source][0], path_of(quantisation), quantisation, facts.get("categories"))
+            made[quantisation] = (path_of(quantisation), header)
+    if source not in written:
+        made[source][0].unlink()
+    return {name: made[name] for name in written}
+
+
+def _write_report(folder: Path, report: Mapping[str, Any], picture: bytes) -> None:
+    (folder / "parity.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    (folder / "parity.png").write_bytes(picture)
+
+
+def _metadata(adapter: Artifact, training_set: Artifact, base: Path) -> dict[str, str]:
+    """What every file says of where it comes from."""
+    facts = adapter.manifest
+    return {
+        "freshet.adapter": adapter.fingerprint,
+        "freshet.base_model": base_name(facts["base_model"]),
+        "freshet.base_revision": facts["base_revision"] or "bundled or local",
+        "freshet.base_files": fingerprint(facts["base_files"]),
+        "freshet.training_set": training_set.fingerprint,
+        "general.license": base_licence(base),
     }
 
 
@@ -169,9 +335,10 @@ def base_licence(folder: Path) -> str:
     return str(facts.get("license") or "unknown") if isinstance(facts, dict) else "unknown"
 
 
-def _check_disk(folder: Path, base: Path) -> None:
+def _check_disk(folder: Path, base: Path, settings: ReleaseSettings) -> None:
     weights = sum(path.stat().st_size for path in base.glob("*.safetensors"))
-    needed, free = 3 * weights, shutil.disk_usage(folder).free  # the merged checkpoint, F16 and the quantised files
+    needed = (2 + len(settings.quantisations)) * weights  # the merged checkpoint, 16 bits and the quantised files
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise ExportError(
             f"the export needs about {needed / 1e9:.1f} GB in {folder.parent}, and {free / 1e9:.1f} GB are free: "

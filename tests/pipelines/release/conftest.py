@@ -9,6 +9,8 @@ import pytest
 from pipelines.artifacts import Artifact
 from pipelines.release.export import export
 from pipelines.release.settings import ReleaseSettings
+from tests.pipelines.chat_base import make_chat_base, write_chat_set
+from tests.pipelines.release.chat_samples import CHAT_EVALUATION, train_chat
 from tests.pipelines.release.samples import no_progress, trained, write_report, write_training_set
 
 
@@ -34,6 +36,32 @@ def gguf(training: tuple[Artifact, Artifact], tmp_path_factory: pytest.TempPathF
         settings=ReleaseSettings(),
         folder=tmp_path_factory.mktemp("gguf_model"),
         progress=no_progress,
+    )
+
+
+@pytest.fixture(scope="session")
+def chat_training(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Artifact]:
+    """Training set and adapter of task generate: half of the chats have something retrieved, the others nothing."""
+    folder = tmp_path_factory.mktemp("chat_training")
+    training_set = write_chat_set(folder / "training_set", context=True)
+    return training_set, train_chat(make_chat_base(folder / "base", hidden=128), training_set, folder / "lora_adapter")
+
+
+@pytest.fixture(scope="session")
+def chat_adapter(chat_training: tuple[Artifact, Artifact]) -> Artifact:
+    return chat_training[1]
+
+
+@pytest.fixture(scope="session")
+def chat_gguf(chat_training: tuple[Artifact, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The export of ``chat_adapter``."""
+    return export(
+        chat_training[1],
+        chat_training[0],
+        settings=ReleaseSettings(),
+        folder=tmp_path_factory.mktemp("chat_gguf_model"),
+        progress=no_progress,
+        evaluation=CHAT_EVALUATION,
     )
 
 

@@ -14,7 +14,7 @@ from pipelines.release.gguf import Header, read_header
 from pipelines.release.llama import GgufModel
 from pipelines.release.parity import Parity, compare, plot
 from pipelines.release.probes import PROBES
-from pipelines.release.settings import Quantisation, ReleaseSettings
+from pipelines.release.settings import MINIMUM_AGREEMENT, Quantisation, ReleaseSettings
 from tests.pipelines.release.samples import no_progress
 
 
@@ -106,6 +106,6 @@ def test_no_held_out_rows_prove_nothing(gguf: Artifact, original: Classifier) ->
 
 def test_a_floor_that_is_not_named_keeps_its_default() -> None:
     settings = ReleaseSettings(minimum_agreement={"Q4_K_M": 0.8})
-    assert settings.minimum_agreement == {"F16": 0.995, "Q8_0": 0.99, "Q4_K_M": 0.8}
+    assert settings.minimum_agreement == {**MINIMUM_AGREEMENT, "Q4_K_M": 0.8}
     with pytest.raises(ValueError, match="minimum_agreement of Q8_0 is 99"):
         ReleaseSettings(minimum_agreement={"Q8_0": 99})
