@@ -31,11 +31,13 @@ def test_the_card_names_base_licence_data_metrics_and_limits(version: PublishedV
     assert {round(served["accuracy"], 4), round(served["micro_f1"], 4)} == {
         result.metric_value for result in card.data.eval_results
     }
+    quantised = gguf.manifest["quantisations"]["Q4_K_M"]["tensor_types"]
+    assert quantised.keys() - {"F32"}
     for fact in (
         gguf.manifest["training_set"],
         gguf.manifest["adapter"],
         "36 rows",
-        "30 Q5_0",
+        *(f"{count} {name}" for name, count in quantised.items() if name != "F32"),
         "not calibrated",
         "Hangul",
         "macro-f1 0.900 against 0.700",
