@@ -3,7 +3,8 @@
 A batch is what waits to be trained, counted in whole multiples of the minimum since the last successful training. So a
 failed batch has a fixed number of attempts however the examples trickle in, and another full minimum of new ones is a
 new batch with attempts of its own. A drop of the served version's score makes a batch of its own kind: the version and
-the whole windows of feedback that it has had.
+the whole windows of feedback that it has had. Attempts are for trainings that fail: a candidate that the gate refuses
+is an outcome, so its run succeeded, its examples are used, and the same drop starts no other.
 
 Held-out examples count as they are submitted: people see examples, not splits, and a training that succeeded has used
 them too, to choose and to judge. But examples that are all held out start nothing, because the model would be the same.
@@ -216,7 +217,11 @@ def _waiting_for(state: TriggerState) -> Iterator[str]:
         else:
             yield _fell(state.score, state.maximum_drop)
             if state.score_last_run == "succeeded":
-                yield "retrained for it already"
+                more = state.score.window - state.score.feedbacks % state.score.window
+                yield (
+                    "retrained for it already, whatever the gate said of the candidate; "
+                    f"{more} more feedbacks would be another reason"
+                )
 
 
 def _fell(score: Score, maximum_drop: float | None) -> str:

@@ -35,6 +35,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 FELL = Score("v3", first=0.9, last=0.7, window=100, feedbacks=230, comparable=True, batch_id="s1")
 SCORED = {"score": FELL, "maximum_drop": 0.1}
 DROP = "v3 approved 90% at first, 70% in the last 100 feedbacks (a drop of more than 10% counts)"
+DONE = "retrained for it already, whatever the gate said of the candidate; 70 more feedbacks would be another reason"
 
 
 def state(count: int, in_flight: int = 0, attempts: int = 0, last: LastRun | None = None, **more: Any) -> TriggerState:
@@ -149,7 +150,21 @@ def test_the_decision_by_the_number_of_examples(given: TriggerState, decision: D
         ),
         (
             state(0, score_attempts=1, score_last_run="succeeded", **SCORED),
-            Wait(f"0 of 50 new accepted examples; {DROP}; retrained for it already"),
+            Wait(f"0 of 50 new accepted examples; {DROP}; {DONE}"),
+        ),
+        (  # whatever the gate said of the candidate, after the last attempt as well as after the first
+            state(0, score_attempts=3, score_last_run="succeeded", **SCORED),
+            Wait(f"0 of 50 new accepted examples; {DROP}; {DONE}"),
+        ),
+        (  # and another window of the same drop has attempts of its own
+            state(0, score=replace(FELL, feedbacks=300, batch_id="s2"), maximum_drop=0.1),
+            Start(
+                "retrain-s2-1",
+                "s2",
+                1,
+                f"0 of 50 new accepted examples; {DROP}; attempt 1 of 3 (no attempt yet)",
+                "score",
+            ),
         ),
         (
             state(0, score_attempts=3, score_last_run="failed", **SCORED),
