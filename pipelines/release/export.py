@@ -190,7 +190,7 @@ def _export_chat(
     parity = compare_chats(
         adapter, training_set, rows, files, settings=settings, evaluation=evaluation, progress=progress
     )
-    budget = _budget(model, rows, prompts, next(iter(files.values()))[1].context_length, evaluation)
+    budget = prompt_budget(model, rows, prompts, next(iter(files.values()))[1].context_length, evaluation)
     for line in budget.warnings:
         progress(line)
     reasons = [*parity.reasons, *budget.reasons]
@@ -227,24 +227,26 @@ def _export_chat(
 
 
 @dataclass(frozen=True, slots=True)
-class _Budget:
+class PromptBudget:
     """How many tokens a served model has to hold."""
 
     context_length: int
     longest_prompt: int
+    """Held out, with ``prompt.context_tokens`` of retrieved text where the use case retrieves."""
     answer_tokens: int
+    """Most of an answer."""
     warnings: list[str]
     reasons: list[str]
     """Why nothing can be served so."""
 
 
-def _budget(
+def prompt_budget(
     model: ChatModel,
     rows: Sequence[Example],
     prompts: Sequence[str],
     window: int | None,
     evaluation: EvaluationSettings,
-) -> _Budget:
+) -> PromptBudget:
     """The longest held-out prompt, with as much retrieved as ever is, and the longest answer, within ``window``."""
     lengths = [0]
     for row, prompt in zip(rows, prompts, strict=True):
@@ -257,16 +259,16 @@ def _budget(
     window = window or 1 << 30
     wanted = -(-(longest + answer) // ROUND) * ROUND
     if wanted <= window:
-        return _Budget(wanted, longest, answer, [], [])
+        return PromptBudget(wanted, longest, answer, [], [])
     room = min(answer, window - longest)
     said = (
         f"prompts of up to {longest} tokens (prompt.context_tokens of {model.prompt.context_tokens} allowed for) and "
         f"answers of up to {answer} do not fit the {window} tokens that the base was made for"
     )
     if room < 1:
-        return _Budget(window, longest, 1, [], [f"{said}: choose fewer prompt.context_tokens, or another base"])
+        return PromptBudget(window, longest, 1, [], [f"{said}: choose fewer prompt.context_tokens, or another base"])
     warnings = [f"{said}: answers end at {room}"] if room < answer else []
-    return _Budget(window, longest, room, warnings, [])
+    return PromptBudget(window, longest, room, warnings, [])
 
 
 def _quantised(
@@ -321,6 +323,21 @@ def _metadata(adapter: Artifact, training_set: Artifact, base: Path) -> dict[str
         "freshet.training_set": training_set.fingerprint,
         "general.license": base_licence(base),
     }
+
+
+def parity_table(gguf: Artifact) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Columns, and a row for each file, of what was compared; for people."""
+    columns: tuple[str, ...] = ("file_type", "size", "agreement")
+    if gguf.manifest["task"] == "generate":
+        metric = gguf.manifest["metric"]
+        columns += ("kl_divergence", "max_logit_difference", "answers_equal", "stopped", metric)
+    else:
+        columns += ("row_agreement", "max_logit_difference", "accuracy", "micro_f1")
+    rows = []
+    for name, found in gguf.manifest["quantisations"].items():
+        values = {**found, **found.get("scores", {})}
+        rows.append((name, *(values.get(column) for column in columns)))
+    return ("quantisation", *columns), rows
 
 
 def base_licence(folder: Path) -> str:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.artifacts import Artifact
 from pipelines.environment import available_cores
 from pipelines.evaluation.chats import answer_limit, drawn_rows, mean_scores
-from pipelines.evaluation.generation import Answer, ChatModel, base_chat_model, load_chat_model
+from pipelines.evaluation.generation import Answer, ChatModel, Watch, base_chat_model, load_chat_model
 from pipelines.evaluation.metrics import Measured
 from pipelines.evaluation.settings import EvaluationSettings, deciding_metric
 from pipelines.figures import canvas, png
@@ -185,7 +185,7 @@ def compare_chats(
         reasons += _next_token_problems(quantisation, found[quantisation], places, reference.spread, finite, settings)
     measured = mean_scores(model, training_set, answered, said) if answered else {name: {} for name in said}
     plain = {name: {metric: value.value for metric, value in values.items()} for name, values in measured.items()}
-    found = {name: _with_scores(one, plain[name]) for name, one in found.items()}
+    found = {name: replace(one, scores=plain[name]) for name, one in found.items()}
     for quantisation, one in found.items():
         reasons += _answer_problems(quantisation, one, measured, metric, settings, evaluation)
     return ChatParity(
@@ -213,9 +213,10 @@ def plot_chats(parity: ChatParity) -> bytes:
         right.scatter(size, 100 * found.agreement, **look)
     if merged is not None:
         left.axhline(merged, color="0.5", linestyle="--", label=f"before export: {merged:.3f}")
+    shown = [found.scores.get(parity.metric, 0.0) for found in parity.quantisations.values()] + [merged or 0.0]
+    left.set_ylim(max(-0.02, min(shown) - 0.05), min(1.02, max(shown) + 0.05))
     left.set_ylabel(f"{parity.metric.replace('_', '-')} on {parity.rows} held-out rows")
     right.set_ylabel(f"next tokens as before export (%), of {parity.places}")
-    left.margins(y=0.2)
     lowest = min((found.agreement for found in parity.quantisations.values()), default=1.0)
     right.set_ylim(min(95.0, 100 * lowest - 1), 100.5)
     for axes in (left, right):
@@ -368,8 +369,6 @@ def _answers(
     progress: Callable[[str], None],
 ) -> list[Answer]:
     """What ``file`` says to each of ``prompts``."""
-    from pipelines.evaluation.generation import Watch
-
     watch = Watch(progress, len(prompts))
     done: list[int] = []
 
@@ -433,12 +432,6 @@ def _answer_problems(
             f"before export; at least {minimum} of that is asked for"
         )
     return problems
-
-
-def _with_scores(found: ChatQuantisation, scores: Mapping[str, float]) -> ChatQuantisation:
-    from dataclasses import replace
-
-    return replace(found, scores=dict(scores))
 
 
 def _share(truths: Sequence[bool]) -> float:

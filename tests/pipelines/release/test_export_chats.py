@@ -1,0 +1,174 @@
+"""From a chat adapter to artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+from pipelines.artifacts import Artifact
+from pipelines.evaluation.generation import load_chat_model
+from pipelines.fingerprint import text_hash
+from pipelines.labels.examples import read_split
+from pipelines.prompt import render
+from pipelines.release.export import export, parity_table, prompt_budget
+from pipelines.release.gguf import read_header
+from pipelines.release.language import GgufLanguageModel
+from pipelines.release.settings import ReleaseSettings
+from tests.pipelines.chat_base import SPECIAL, TEMPLATE, make_chat_base, make_tokenizer, write_chat_set
+from tests.pipelines.release.chat_samples import CHAT_EVALUATION, CHAT_PROMPT, train_chat
+
+
+def test_the_artifact_holds_what_the_contract_says(chat_gguf: Artifact, chat_adapter: Artifact) -> None:
+    """G5, G10"""
+    manifest = chat_gguf.manifest
+    assert manifest["task"] == "generate"
+    assert not {"categories", "multi_label", "thresholds", "calibration", "abstain_below"} & manifest.keys()
+    assert manifest["prompt"] == chat_adapter.manifest["prompt"] == CHAT_PROMPT.model_dump(mode="json")
+    assert manifest["stops"] == ["<|im_end|>"]
+    assert manifest["maximum_tokens"] == 512
+    template = (chat_gguf.path / "chat_template.jinja").read_bytes()
+    assert template == TEMPLATE.encode()
+    assert text_hash(template.decode()) == manifest["template_hash"] == chat_adapter.manifest["template_hash"]
+    for found in manifest["quantisations"].values():
+        header = read_header(chat_gguf.path / found["file"])
+        assert header.chat_template == TEMPLATE
+        assert header.file_type == found["file_type"]
+        assert header.metadata["freshet.adapter"] == chat_adapter.fingerprint
+        assert header.metadata["freshet.training_set"] == chat_adapter.manifest["training_set"]
+        assert header.metadata.keys() >= {"freshet.base_model", "freshet.base_revision", "freshet.base_files"}
+    assert [path.name for path in chat_gguf.path.parent.iterdir() if path.is_dir()] == [chat_gguf.fingerprint]
+
+
+def test_what_was_compared_is_a_table_for_people(chat_gguf: Artifact, gguf: Artifact) -> None:
+    columns, rows = parity_table(chat_gguf)
+    assert columns[0] == "quantisation"
+    assert columns[-1] == "token_f1"
+    assert {row[0] for row in rows} == {"F16", "Q8_0", "Q4_K_M"}
+    assert all(value is not None for row in rows for value in row)
+    columns, rows = parity_table(gguf)
+    assert columns[-1] == "micro_f1"
+    assert all(value is not None for row in rows for value in row)
+
+
+def test_equal_inputs_are_exported_once_and_another_gate_anew(
+    chat_training: tuple[Artifact, Artifact], chat_gguf: Artifact
+) -> None:
+    said: list[str] = []
+    again = export(
+        chat_training[1],
+        chat_training[0],
+        settings=ReleaseSettings(keep_versions=3),  # says nothing about the files
+        folder=chat_gguf.path.parent,
+        progress=said.append,
+        evaluation=CHAT_EVALUATION,
+    )
+    assert again.manifest == chat_gguf.manifest
+    assert said == []
+
+
+def test_the_context_length_is_measured_on_prompts_with_all_that_may_be_retrieved(
+    chat_training: tuple[Artifact, Artifact], chat_gguf: Artifact
+) -> None:
+    """G12"""
+    model = load_chat_model(chat_training[1])
+    rows = read_split(chat_training[0], "test")
+    prompts = [render(model.tokenizer, model.chat(row)) for row in rows]
+    shown = [sum(map(model.count_tokens, model.context(row))) for row in rows]
+    expected = max(model.count_tokens(text) + 64 - seen for text, seen in zip(prompts, shown, strict=True))
+
+    def budget(window: int, answer: int) -> Any:
+        evaluation = CHAT_EVALUATION.model_copy(update={"maximum_answer_tokens": answer})
+        return prompt_budget(model, rows, prompts, window, evaluation)
+
+    assert chat_gguf.manifest["longest_prompt"] == expected
+    assert chat_gguf.manifest["context_length"] == 256
+    assert chat_gguf.manifest["maximum_answer_tokens"] == 64
+    assert budget(4096, 300).context_length == 512
+    tight = budget(300, 300)
+    assert (tight.context_length, tight.answer_tokens) == (300, 300 - expected)
+    assert "answers end at" in tight.warnings[0]
+    assert tight.reasons == []
+    exactly = budget(300, 300 - expected)
+    assert (exactly.context_length, exactly.answer_tokens, exactly.warnings) == (300, 300 - expected, [])
+    assert "choose fewer prompt.context_tokens" in budget(expected, 300).reasons[0]
+
+
+@pytest.fixture(scope="module")
+def bad_gguf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, list[str], list[Path]]:
+    """An export that must not be published, what it said, and checkpoints that it wrote: the model has hardly learned
+    anything, so that it never stops, and its tokenizer puts a BOS before texts that its template does not have."""
+    folder = tmp_path_factory.mktemp("bad")
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], tokenizer.bos_token_id)]
+    )
+    training_set = write_chat_set(folder / "training_set", context=True)
+    base = make_chat_base(folder / "base", tokenizer=tokenizer)
+    adapter = train_chat(base, training_set, folder / "lora_adapter", epochs=1, learning_rate=1e-6)
+    said: list[str] = []
+    checkpoints: list[Path] = []
+
+    def progress(line: str) -> None:
+        said.append(line)
+        checkpoints.extend((folder / "gguf_model").rglob("*.safetensors"))
+
+    settings = ReleaseSettings(quantisations=("BF16", "IQ4_XS"), serve="BF16")
+    made = export(
+        adapter,
+        training_set,
+        settings=settings,
+        folder=folder / "gguf_model",
+        progress=progress,
+        evaluation=CHAT_EVALUATION,
+    )
+    return made, said, checkpoints
+
+
+def test_a_model_that_never_stops_fails_parity_as_an_artifact(
+    bad_gguf: tuple[Artifact, list[str], list[Path]],
+) -> None:
+    """G9"""
+    artifact, said, _ = bad_gguf
+    assert artifact.manifest["parity"]["passed"] is False
+    assert "BF16: 0.00 of its answers end by themselves; at least 0.80 must" in artifact.manifest["parity"]["reasons"]
+    assert artifact.manifest["quantisations"]["BF16"]["stopped"] == 0
+    assert any(line.startswith("parity failed: ") for line in said)
+
+
+def test_a_bos_that_training_never_had_fails_parity(bad_gguf: tuple[Artifact, list[str], list[Path]]) -> None:
+    """G8"""
+    artifact, _, _ = bad_gguf
+    reasons = "\n".join(artifact.manifest["parity"]["reasons"])
+    assert "token ids differ on the rendered prompt of row" in reasons
+    assert "at token 0, ['<|im_start|>', 'system', 'Ċ'] in training, ['<|endoftext|>', '<|im_start|>'" in reasons
+    assert "16 of 16 prompts would not be served as they were trained on" in reasons
+
+
+def test_a_bos_of_file_and_template_is_one(bad_gguf: tuple[Artifact, list[str], list[Path]]) -> None:
+    """G8"""
+    artifact, _, _ = bad_gguf
+    model = GgufLanguageModel(artifact.path / "shop-BF16.gguf", 64)
+    once = model.prompt_tokens("<|im_start|>user")
+    assert once[0] == make_tokenizer().bos_token_id
+    assert model.prompt_tokens("<|endoftext|><|im_start|>user") == once
+    assert model.tokens("<|endoftext|><|im_start|>user") == [once[0], *once]
+
+
+def test_no_merged_checkpoint_lies_on_the_disk_meanwhile(bad_gguf: tuple[Artifact, list[str], list[Path]]) -> None:
+    _, said, checkpoints = bad_gguf
+    assert "quantising to IQ4_XS" in said
+    assert checkpoints == []
+
+
+def test_where_only_bf16_is_asked_for_everything_is_made_from_it(
+    bad_gguf: tuple[Artifact, list[str], list[Path]],
+) -> None:
+    """G13"""
+    artifact, said, _ = bad_gguf
+    assert said[:2] == ["converting to GGUF (BF16)", "quantising to IQ4_XS"]
+    assert sorted(path.name for path in artifact.path.glob("*.gguf")) == ["shop-BF16.gguf", "shop-IQ4_XS.gguf"]
+    assert artifact.manifest["quantisations"]["BF16"]["tensor_types"].keys() == {"BF16", "F32"}
+    assert artifact.manifest["quantisations"]["IQ4_XS"]["file_type"] == "IQ4_XS"
