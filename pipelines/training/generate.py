@@ -80,6 +80,8 @@ def fit_chat(
     model = with_adapter(_base_model(settings, base, precision, limit), settings, task="CAUSAL_LM")
     passes = Passes(model, bf16=precision == "bf16", pack=settings.packing)
     passes.try_out(chats)
+    if settings.save_memory:
+        passes.save_memory()
     watch = recorder(progress, work, len(chats), settings.patience)
     trainer = _trainer(
         passes,
@@ -119,6 +121,7 @@ def fit_chat(
             "sequences": trainer.sequences,
             "micro_batch_tokens": trainer.room,
             "attention": passes.attention,
+            "saves_memory": passes.saves_memory,
             "trained_parameters": sum(value.numel() for value in model.parameters() if value.requires_grad),
         },
         "loss": {"first": points[0].loss, "last": points[-1].loss},

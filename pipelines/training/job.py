@@ -31,7 +31,7 @@ from pipelines.training.settings import ClassifySettings, FineTune, GenerateSett
 TRAINER = "4"
 """Version of what a training makes of equal inputs; part of the adapter's fingerprint."""
 
-CHANGES_NOTHING = {"micro_batch_tokens", "checkpoint_minutes"}
+CHANGES_NOTHING = {"micro_batch_tokens", "save_memory", "checkpoint_minutes"}
 """Settings that the same adapter comes out of, whatever they are."""
 
 LEFTOVER_DAYS = 7
@@ -103,8 +103,10 @@ def train(
                 check_disk(job.output, needs.disk_bytes)
                 started(needs)
                 fitting = job
-                if needs.reduced:
-                    most = {"micro_batch_tokens": max(16, needs.tokens_at_once)}
+                if needs.reduced or needs.saves_memory:
+                    most: dict[str, Any] = {"micro_batch_tokens": max(16, needs.tokens_at_once)}
+                    if needs.saves_memory:
+                        most["save_memory"] = True
                     fitting = job.model_copy(update={"settings": job.settings.model_copy(update=most)})
                 write_text_atomically(work / "job.json", fitting.model_dump_json())
                 with together(count, work / "job.json"):

@@ -6,7 +6,7 @@ import gc
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +55,8 @@ class Estimate:
     """That fit; an optimiser step may take them several times."""
     reduced: bool
     """Whether more at once would have been taken, had there been the memory."""
+    saves_memory: bool
+    """Whether activations are computed twice: by the settings, or because not even one example would fit otherwise."""
     longest: int
     """Tokens of the longest example."""
     weights_bytes: int
@@ -80,7 +82,8 @@ class Estimate:
         """For people."""
         return (
             f"estimate: {self.memory_bytes / 2**30:.2f} GiB of {self.free_bytes / 2**30:.1f} GiB free memory with "
-            f"{self.tokens_at_once:,} tokens at once (an example has up to {self.longest}), {self.tokens:,} tokens in "
+            f"{self.tokens_at_once:,} tokens at once (an example has up to {self.longest}), "
+            f"{'activations computed twice, ' * self.saves_memory}{self.tokens:,} tokens in "
             f"about {duration(self.seconds)}"
         )
 
@@ -98,6 +101,14 @@ class Footprint:
     """Tensors kept for the backward pass."""
     largest_bytes: int
     """The largest of them."""
+    layers: int
+    """Layers that the tensors are kept by."""
+    layer_bytes: int
+    """What goes into one of them."""
+
+    def computed_twice(self) -> Footprint:
+        """Where only what goes into a layer is kept, and of one at a time the rest, in the backward pass."""
+        return replace(self, kept_bytes=self.kept_bytes // self.layers + self.layers * self.layer_bytes)
 
 
 def duration(seconds: float) -> str:
@@ -121,12 +132,18 @@ def estimate(settings: FineTuneSettings, training_set: Artifact, base: Path, *, 
     chats = isinstance(settings, GenerateSettings)
     at_once = wanted = _rows_at_once(settings, longest, processes)
     free = free_memory()
+    asked = settings.save_memory if isinstance(settings, GenerateSettings) else False
+    saves = bool(asked)
     while True:
         rows_at_once, length = (1, at_once * longest) if chats else (at_once, longest)
         needs = footprint(settings, base, rows=rows_at_once, length=length, categories=categories)
+        seconds = _seconds(needs, tokens, at_once * longest) * (1.5 if saves else 1) / processes
+        if saves:
+            needs = needs.computed_twice()
         found = Estimate(
             tokens_at_once=at_once * longest,
             reduced=at_once < wanted,
+            saves_memory=saves,
             longest=longest,
             weights_bytes=needs.weights_bytes,
             adapter_bytes=needs.trained * 4 * 3,
@@ -134,10 +151,11 @@ def estimate(settings: FineTuneSettings, training_set: Artifact, base: Path, *, 
             free_bytes=free,
             disk_bytes=needs.trained * 4 * (4 * (KEPT + 1) + 2) + 2**26,
             tokens=tokens,
-            seconds=_seconds(needs, tokens, at_once * longest) / processes,
+            seconds=seconds,
         )
-        if found.memory_bytes <= free or at_once == 1:
+        if found.memory_bytes <= free or (at_once == 1 and (saves or asked is False)):
             break
+        saves = saves or at_once == 1
         at_once = max(1, at_once // 2)
     if found.memory_bytes * UNDERESTIMATED > free:
         raise ConfigError(
@@ -215,7 +233,9 @@ def footprint(settings: FineTuneSettings, base: Path, *, rows: int, length: int,
     if isinstance(settings, GenerateSettings) and settings.quantised_base is not None:
         linear = parameters - (head.weight.numel() if head is not None else 0)
         weights -= int(linear * (weights / max(1, parameters + embeddings) - QUANTISED_BYTES[settings.quantised_base]))
-    return Footprint(weights, parameters, trained, sum(sizes), max(sizes, default=0))
+    text = config.get_text_config()
+    layer = rows * length * text.hidden_size * (2 if chat and bf16 else 4)
+    return Footprint(weights, parameters, trained, sum(sizes), max(sizes, default=0), text.num_hidden_layers, layer)
 
 
 def free_memory() -> int:

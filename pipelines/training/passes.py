@@ -87,7 +87,7 @@ class Passes:
         self.model.train(training)
 
     def save_memory(self) -> None:
-        """Compute activations again in the backward pass instead of keeping them: a third more time."""
+        """Compute activations again in the backward pass instead of keeping them: a forward pass more."""
         self.saves_memory = True
         enable = (
             getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable

@@ -103,6 +103,11 @@ class GenerateSettings(FineTuneSettings):
     packing: bool = Field(
         default=True, description="Short chats share a sequence without seeing each other: less padding, same result."
     )
+    save_memory: bool | None = Field(
+        default=None,
+        description="Compute activations again in the backward pass instead of keeping them: less memory, up to half "
+        "as much time again, the same result; null: where not even one chat fits otherwise.",
+    )
     quantised_base: Literal["nf4", "int8"] | None = Field(
         default=None, description="QLoRA (arXiv:2305.14314): hold the base in 4 or 8 bits; needs bitsandbytes."
     )

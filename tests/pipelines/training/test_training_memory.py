@@ -14,10 +14,11 @@ from pipelines.artifacts import Artifact, load, seal
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.labels.examples import read_split
 from pipelines.models import BUNDLED, model_folder
-from pipelines.training import classify
+from pipelines.training import classify, memory
 from pipelines.training.job import TrainingJob, train
 from pipelines.training.memory import check_disk, duration, estimate, footprint, with_smaller_batches
 from pipelines.training.settings import ClassifySettings, GenerateSettings, LoraSettings
+from tests.pipelines.chat_base import make_chat_base, write_chat_set
 from tests.pipelines.training.tiny_bert import (
     allocate_until_it_fits,
     train_and_measure,
@@ -85,6 +86,37 @@ def test_a_classifier_that_runs_out_of_memory_takes_fewer_rows_at_once_and_learn
     one, other = (load_file(each.path / "adapter_model.safetensors") for each in (whole, smaller))
     for name, weights in one.items():
         assert float((weights - other[name]).norm()) <= 0.01 * float(weights.norm()) + 1e-6, name
+
+
+def test_where_not_even_one_chat_fits_its_activations_are_computed_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, chats = make_chat_base(tmp_path / "base", layers=8), write_chat_set(tmp_path / "set")
+    settings = GenerateSettings(
+        task="generate", base_model=str(base), epochs=1, maximum_tokens=64, lora=LoraSettings(rank=4, dropout=0)
+    )
+    usual = estimate(settings, chats, base)
+    assert not usual.saves_memory
+    alone = settings.model_copy(update={"micro_batch_tokens": 16})
+    kept, twice = (estimate(alone.model_copy(update={"save_memory": how}), chats, base) for how in (False, True))
+    assert kept.tokens_at_once == twice.tokens_at_once == kept.longest
+    assert twice.memory_bytes < kept.memory_bytes
+
+    def said(free: int, how: bool | None = None) -> tuple[int, bool]:
+        monkeypatch.setattr(memory, "free_memory", lambda: free)
+        found = estimate(settings.model_copy(update={"save_memory": how}), chats, base)
+        return found.tokens_at_once // found.longest, found.saves_memory
+
+    assert said(usual.memory_bytes)[1] is False
+    assert said(kept.memory_bytes) == (1, False), "fewer at once are the cheaper way"
+    assert said(twice.memory_bytes) == (1, True)
+    assert said(twice.memory_bytes, False) == (1, False)
+
+    job = TrainingJob(use_case="shop", training_set=chats.path, output=tmp_path / "out", settings=settings)
+    monkeypatch.setattr(memory, "free_memory", lambda: twice.memory_bytes)
+    adapter = train(job, progress=lambda _: None)
+    assert adapter.manifest["estimate"]["saves_memory"]
+    assert adapter.manifest["effective"]["saves_memory"]
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
