@@ -873,12 +873,12 @@ def case(draw: Draw, *, texts: int = 3, facts: int = 4, absent: bool = False) ->
             return Case(tuple(context), fact.question, fact.answer, fact.value)
 
 
-def chat(draw: Draw, *, texts: int, facts: int, questions: int) -> list[Message]:
-    """Texts and questions on them with their answers, as a chat to train on."""
+def chat(draw: Draw, *, texts: int, facts: int, questions: int, absent: float = 0.25) -> list[Message]:
+    """Texts and questions on them with their answers, as a chat to train on; a share of ``absent`` is not told."""
     context, told, untold = texts_and_facts(draw, texts=texts, facts=facts)
     asked: list[tuple[str, str]] = []
     for _ in range(questions):
-        if untold and draw.random.random() < 0.25:
+        if untold and draw.random.random() < absent:
             asked.append((draw.random.choice(untold).question, REFUSAL))
             continue
         fact = draw.random.choice(told)

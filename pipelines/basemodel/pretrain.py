@@ -7,6 +7,7 @@ Hidden matrices are trained by Muon (Jordan et al., 2024, https://kellerjordan.g
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ class Recipe:
     heads: int = 4
     feed_forward: int = 768
     context: int = 2048
-    tokens: int = 36_000_000
+    tokens: int = 21_300_000
     batch_tokens: int = 8192
     learning_rate: float = 3e-3
     warmup_steps: int = 100
@@ -51,20 +52,25 @@ class Recipe:
 @dataclass(frozen=True, slots=True)
 class _Stage:
     until: float
-    """Share of the training at which it ends."""
+    """Step at which it ends."""
     length: int
     practice: float
     """Share of sequences that only repeat."""
     texts: tuple[int, int]
     facts: tuple[int, int]
     questions: tuple[int, int]
+    absent: float = 0.25
+    """Share of questions whose answer no text tells."""
+    first: float = 1.0
+    """What an answer's first token counts: it decides between answering and refusing."""
 
 
 _STAGES = (
-    _Stage(0.09, 256, 0.5, (1, 1), (1, 3), (2, 4)),
-    _Stage(0.22, 512, 0.1, (1, 2), (2, 4), (4, 8)),
-    _Stage(0.55, 512, 0.05, (1, 3), (2, 4), (3, 8)),
-    _Stage(1.01, 1024, 0.03, (2, 5), (3, 6), (4, 10)),
+    _Stage(396, 256, 0.5, (1, 1), (1, 3), (2, 4)),
+    _Stage(967, 512, 0.1, (1, 2), (2, 4), (4, 8)),
+    _Stage(1000, 512, 0.05, (1, 3), (2, 4), (3, 8)),
+    _Stage(1300, 512, 0.05, (1, 3), (2, 4), (3, 8), absent=0.33, first=4.0),
+    _Stage(math.inf, 1024, 0.03, (2, 5), (3, 6), (4, 10), absent=0.33, first=4.0),
 )
 
 
@@ -72,8 +78,7 @@ def batch(recipe: Recipe, tokenizer: Any, step: int) -> tuple[Any, Any]:
     """Token ids and the weight of each, int16 and float32 (sequences, length): the same for the same step."""
     import numpy as np
 
-    share = step / recipe.steps
-    stage = next(stage for stage in _STAGES if share < stage.until)
+    stage = next(stage for stage in _STAGES if step < stage.until)
     draw = Draw(recipe.seed * 1_000_003 + step)
     pick = draw.random
     separator = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
@@ -97,9 +102,14 @@ def batch(recipe: Recipe, tokenizer: Any, step: int) -> tuple[Any, Any]:
                 texts=pick.randint(*stage.texts),
                 facts=pick.randint(*stage.facts),
                 questions=pick.randint(*stage.questions),
+                absent=stage.absent,
             )
             pieces, answers = encode_chat(tokenizer, turns)
-            counted = [1.0 if answer else _OTHER_TOKENS for answer in answers]
+            before = [False, *answers[:-1]]
+            counted = [
+                _OTHER_TOKENS if not answer else 1.0 if goes_on else stage.first
+                for answer, goes_on in zip(answers, before, strict=True)
+            ]
         if len(pieces) >= stage.length:  # an answer without its text teaches to make it up
             continue
         room = stage.length - len(ids) % stage.length
@@ -232,7 +242,7 @@ def pretrain(
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad()
-        answers = counted == 1.0
+        answers = counted >= 1.0
         total, count = total + float(losses.detach()[answers].mean()), count + 1
         if (step + 1) % 50 == 0:
             seconds = time.monotonic() - started
