@@ -35,6 +35,9 @@ class CandidateConfig(dg.Config):
     """Why."""
 
 
+_SHOWN = ("agreement", "kl_divergence", "answers_equal")
+"""What Dagster plots over time, for each quantisation."""
+
 COMPUTE_POOL = "compute"
 """Heavy on the CPU: two at once slow each other down."""
 
@@ -114,6 +117,7 @@ def gguf_model_asset(declaration: Declaration) -> dg.AssetsDefinition:
                 settings=declaration.release,
                 folder=stores.environment.artifacts_folder(use_case, "gguf_model"),
                 progress=context.log.info,
+                evaluation=declaration.evaluation,
             )
             artifacts.record(stores.catalog, use_case, "gguf_model", gguf)
         yield dg.MaterializeResult(metadata=_gguf_metadata(gguf), data_version=dg.DataVersion(gguf.fingerprint))
@@ -194,14 +198,23 @@ def _evaluation_metadata(report: artifacts.Artifact) -> dict[str, Any]:
 
 def _gguf_metadata(gguf: artifacts.Artifact) -> dict[str, Any]:
     quantisations: dict[str, dict[str, Any]] = gguf.manifest["quantisations"]
-    columns = ("file_type", "size", "agreement", "row_agreement", "max_logit_difference")
+    metric = gguf.manifest.get("metric")  # of what writes answers
+    columns = ["file_type", "size", "agreement"]
+    columns += ["kl_divergence", "answers_equal", "stopped"] if metric else ["row_agreement"]
+    columns += ["max_logit_difference"]
+    found = {
+        name: {column: values[column] for column in columns} | ({metric: values["scores"][metric]} if metric else {})
+        for name, values in quantisations.items()
+    }
+    adapter = gguf.manifest.get("adapter_gguf") or {}
     return {
         "dagster/uri": str(gguf.path),
-        **{f"{name}_agreement": found["agreement"] for name, found in quantisations.items()},
-        **{f"{name}_bytes": found["size"] for name, found in quantisations.items()},
+        **{f"{name}_{column}": row[column] for name, row in found.items() for column in _SHOWN if column in row},
+        **{f"{name}_bytes": values["size"] for name, values in quantisations.items()},
+        **({f"merged_{metric}": gguf.manifest["merged"][metric]} if metric else {}),
+        **({"adapter_gguf": adapter.get("file") or f"not written: {adapter['refused']}"} if adapter else {}),
         "parity": table(
-            ("quantisation", *columns),
-            [(name, *(found[column] for column in columns)) for name, found in quantisations.items()],
+            ("quantisation", *next(iter(found.values()))), [(name, *row.values()) for name, row in found.items()]
         ),
         "size_against_agreement": picture((gguf.path / "parity.png").read_bytes(), "size against agreement"),
     }
