@@ -201,6 +201,7 @@ def _export_chat(
         "rows": parity.rows,
         "rows_left_out": parity.left_out,
         "next_tokens": parity.places,
+        "arithmetic": parity.arithmetic,
         "metric": parity.metric,
         "merged": parity.merged,
         "tokens": parity.tokens,

@@ -1,16 +1,17 @@
 """Does an exported chat model read, write and stop as base and adapter do in transformers?
 
-The reference computes in float32. Blocking: the chat template in each file, token ids of rendered prompts, their
-first ones with what llama.cpp's servers put before them, end tokens, and on held-out rows the share of next tokens
-that are the reference's, the share of answers that end by themselves, and the task's own score; for a 16-bit file the
-logits themselves. Next tokens are compared where the model writes: nobody asks it what follows within a prompt.
+The reference computes in float32 where memory holds that. Blocking: the chat template in each file, token ids of
+rendered prompts, their first ones with what llama.cpp's servers put before them, end tokens, and on held-out rows the
+share of next tokens that are the reference's, the share of answers that end by themselves, and the task's own score;
+for a 16-bit file the logits themselves. Next tokens are compared where the model writes: nobody asks it what follows
+within a prompt.
 """
 
 from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.artifacts import Artifact
 from pipelines.environment import available_cores
 from pipelines.evaluation.chats import answer_limit, drawn_rows, mean_scores
+from pipelines.evaluation.classifier import base_folder
 from pipelines.evaluation.generation import Answer, ChatModel, Watch, base_chat_model, load_chat_model
 from pipelines.evaluation.metrics import Measured
 from pipelines.evaluation.settings import EvaluationSettings, deciding_metric
@@ -29,8 +31,10 @@ from pipelines.release.gguf import Header
 from pipelines.release.language import GgufLanguageModel
 from pipelines.release.probes import PROBES
 from pipelines.release.settings import Quantisation, ReleaseSettings
+from pipelines.release.tensors import SIZES, stored_tensors
 from pipelines.release.tokens import TEXTS
 from pipelines.training.chats import encode_chats
+from pipelines.training.memory import free_memory
 
 if TYPE_CHECKING:
     from pipelines.release.llama import Floats
@@ -85,6 +89,8 @@ class ChatParity:
     """Held-out rows that were not, to bound the time."""
     places: int
     """Next tokens that were compared."""
+    arithmetic: str
+    """The reference's: float32, or bfloat16 where memory does not hold that."""
     metric: str
     """That decides."""
     merged: Mapping[str, float]
@@ -132,7 +138,10 @@ def compare_chats(
         ArtifactError: the adapter, its base or its chat template was altered, or llama.cpp cannot load a file.
         ConfigError: the base is not there, or a prompt does not fit the memory.
     """
-    model = load_chat_model(adapter, exact=True)
+    exact = _fits_exactly(base_folder(adapter))
+    if not exact:
+        progress("memory does not hold the model in float32: it is compared in bf16, and F16 as exactly as BF16 may be")
+    model = load_chat_model(adapter, exact=exact)
     metric = deciding_metric(evaluation.gate, "generate")
     window = min((header.context_length or 1 << 30 for _, header in files.values()), default=1 << 30)
     reasons: list[str] = [] if rows else ["there are no held-out rows to compare on"]
@@ -182,7 +191,9 @@ def compare_chats(
             stopped=_share([answer.stopped for answer in answers]),
             scores={},
         )
-        reasons += _next_token_problems(quantisation, found[quantisation], places, reference.spread, finite, settings)
+        reasons += _next_token_problems(
+            quantisation, found[quantisation], places, reference.spread, finite, settings, exact=exact
+        )
     measured = mean_scores(model, training_set, answered, said) if answered else {name: {} for name in said}
     plain = {name: {metric: value.value for metric, value in values.items()} for name, values in measured.items()}
     found = {name: replace(one, scores=plain[name]) for name, one in found.items()}
@@ -193,6 +204,7 @@ def compare_chats(
         rows=len(answered),
         left_out=len(rows) - len(answered),
         places=sum(map(len, reference.logits)),
+        arithmetic="float32" if exact else "bfloat16",
         metric=metric,
         merged=plain["candidate"],
         tokens=tokens,
@@ -225,6 +237,12 @@ def plot_chats(parity: ChatParity) -> bytes:
         axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return png(figure)
+
+
+def _fits_exactly(base: Path) -> bool:
+    """Whether memory holds the model in float32, with room to put the adapter into it."""
+    weights = sum(tensor.size // SIZES[tensor.dtype] for tensor in stored_tensors(base).values())
+    return 5 * weights <= free_memory()
 
 
 def _affordable(
@@ -345,12 +363,19 @@ def _next_tokens(file: GgufLanguageModel, reference: _Reference) -> tuple[int, f
     for (ids, start), wanted in zip(reference.written, reference.logits, strict=True):
         found = file.logits(ids[:-1], first=start - 1)[:, : wanted.shape[1]]
         finite = finite and bool(np.isfinite(found).all())
-        differing += int((found.argmax(axis=1) != wanted.argmax(axis=1)).sum())
-        difference = max(difference, float(np.abs(found - wanted).max()))
-        ours, theirs = _log_softmax(wanted), _log_softmax(found)
-        divergence += float((np.exp(ours) * (ours - theirs)).sum())
         places += len(wanted)
+        for one, other in zip(_parts(found), _parts(wanted), strict=True):
+            differing += int((one.argmax(axis=1) != other.argmax(axis=1)).sum())
+            difference = max(difference, float(np.abs(one - other).max()))
+            theirs, ours = _log_softmax(one), _log_softmax(other)
+            divergence += float((np.exp(ours) * (ours - theirs)).sum())
     return differing, divergence / max(1, places), difference, finite
+
+
+def _parts(logits: Floats) -> Iterator[Floats]:
+    """Some places at a time: in 64 bits, a thousand of them would take gigabytes."""
+    for start in range(0, len(logits), 32):
+        yield logits[start : start + 32]
 
 
 def _log_softmax(logits: Floats) -> Any:
@@ -389,8 +414,14 @@ def _next_token_problems(
     spread: float,
     finite: bool,
     settings: ReleaseSettings,
+    *,
+    exact: bool,
 ) -> list[str]:
-    problems, minimum = [], settings.minimum_agreement[name]
+    minimum, tolerance = settings.minimum_agreement[name], TOLERANCE.get(name)
+    if not exact:
+        minimum = min(minimum, settings.minimum_agreement["BF16"])
+        tolerance = tolerance and TOLERANCE["BF16"]
+    problems: list[str] = []
     if not places:
         return [f"{name}: no held-out chat fits the model's context, so nothing could be compared"]
     if found.disagreements > math.ceil(round((1 - minimum) * places, 9)):
@@ -398,7 +429,6 @@ def _next_token_problems(
             f"{name}: {found.disagreements} of {places} next tokens are not the original's (agreement "
             f"{found.agreement:.4f}, at least {minimum} is asked for)"
         )
-    tolerance = TOLERANCE.get(name)
     if not finite or (tolerance is not None and not found.max_logit_difference <= tolerance * spread):
         problems.append(
             f"{name}: logits differ by up to {found.max_logit_difference:.3g} from the original's, whose range is "

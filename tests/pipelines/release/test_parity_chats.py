@@ -176,6 +176,20 @@ def test_rows_beyond_what_a_slow_model_may_answer_are_left_out_and_said_so(
     assert parity.passed
 
 
+def test_a_model_that_memory_does_not_hold_in_float32_is_compared_in_fewer_bits(
+    chat_gguf: Artifact, chat_training: tuple[Artifact, Artifact], rows: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G14"""
+    monkeypatch.setattr(parity_chats, "free_memory", lambda: 1 << 20)
+    monkeypatch.setattr("pipelines.evaluation.generation.bf16_is_faster", lambda: True)
+    lines: list[str] = []
+    parity = compared(chat_training[1], chat_training[0], rows[:8], files(chat_gguf, "F16"), lines=lines)
+    assert lines[0].startswith("memory does not hold the model in float32")
+    assert parity.arithmetic == "bfloat16"
+    assert parity.quantisations["F16"].max_logit_difference > 0.005, "the reference rounds"
+    assert parity.passed, parity.reasons
+
+
 def test_what_style_is_learned_from_is_answered_too_where_style_decides(
     chat_gguf: Artifact, chat_adapter: Artifact, rows: list[Example], tmp_path: Path
 ) -> None:
