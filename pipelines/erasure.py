@@ -2,14 +2,16 @@
 
 Vectors, texts and catalog rows go, from every collection, the replaced and half-built ones included, and with labelled
 examples the feedback that they were made of and the decisions about them; a note by hash keeps the next sync or intake
-from bringing them back. Training sets and models are immutable: the answer lists those that used what was erased, so
-that somebody can retrain without it and withdraw them.
+from bringing them back. Evaluation reports lose the rows, and what models answered in evaluations is deleted; what was
+measured stays. Training sets and models are immutable: the answer lists those that used what was erased, so that
+somebody can retrain without it and withdraw them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +26,7 @@ from pipelines.corpus.ledger import SQL_VALUES, DocumentKey, forget_rows, pages,
 from pipelines.declaration import Declaration, declared, load_declaration
 from pipelines.environment import Environment
 from pipelines.errors import ConfigError, FreshetError
+from pipelines.evaluation.stored import ANSWERS, erase_rows, stored_answers
 from pipelines.fingerprint import text_hash
 from pipelines.labels.feedback import FEEDBACK, forgotten_name, item_of
 from pipelines.labels.feedback import reports as all_reports
@@ -49,6 +52,12 @@ class Erasure:
     mentions: tuple[str, ...]
     """Documents, ``labels/<example id>`` and ``feedback/<id>`` left alone whose text contains the key: look at each,
     and name it if it has to go."""
+    reports: tuple[str, ...]
+    """Folders of evaluation reports that rows of erased examples are taken out of."""
+    answers: int
+    """Answers of models to held-out rows, stored to save time, that are deleted: nobody knows what they are made of."""
+    approvals: tuple[str, ...]
+    """Evaluation reports whose approval no longer says by whom, and why."""
     training_sets: tuple[str, ...]
     """Folders of training sets that contain an erased example."""
     adapters: tuple[str, ...]
@@ -64,10 +73,13 @@ class Erasure:
         labelled = (
             f"{len(self.examples)} labelled examples, {len(self.feedback)} feedbacks, {len(self.reviews)} reviews"
         )
+        labelled += f", {self.answers} stored answers" * bool(self.answers)
         lines = [f"{len(self.documents)} documents, {labelled} {would}erased{gone}"]
         for title, names in (
             ("documents", self.documents),
             ("mention the key and stay; look at each", self.mentions),
+            ("evaluation reports that lose rows", self.reports),
+            ("approvals that no longer say by whom", self.approvals),
             ("training sets that contain them", self.training_sets),
             ("adapters trained on these", self.adapters),
             ("published versions made of these", self.published),
@@ -92,7 +104,7 @@ def forget(
         documents: each as ``source/document_id``, ``labels/<example id>`` or ``feedback/<id>``.
         key: of a person (customer number, e-mail address): erases every document with that id or with that value in a
             declared metadata field, every labelled example of that group or author, every feedback of that
-            conversation or author, and every decision of that author.
+            conversation or author, every decision of that author, and who gave that author's approvals.
         dry_run: only say what would be erased.
 
     Raises:
@@ -120,12 +132,20 @@ def forget(
         }
         mentions -= {(FEEDBACK, each) for each in reports}
     sets = _training_sets(declaration.name, examples, catalog)
+    approved = _approved(declaration.name, people, catalog)
+    noted = _noted(declaration.name, catalog) | {text_hash(each) for each in examples}
+    reports_of = [path for _, path in _artifacts(declaration.name, "evaluation_report", catalog)]
+    answers = [each / ANSWERS for each in sorted({path.parent for path in reports_of})] if wanted or examples else []
+    stored = sum(map(stored_answers, answers))
     points = dict.fromkeys(collections, 0)
     if not dry_run:
         _note(declaration.name, wanted, [*examples, *map(forgotten_name, reports)], catalog)
         for collection in collections:
             points[collection] = _take_out(collection, wanted, catalog, stores.index)
         _delete_labelled(declaration.name, examples, reports, decided, catalog)
+        _anonymise(declaration.name, approved, catalog)
+        for folder in answers:
+            shutil.rmtree(folder, ignore_errors=True)
         schema.purge(catalog)
     return Erasure(
         documents=tuple(sorted("/".join(each) for each in wanted)),
@@ -134,6 +154,9 @@ def forget(
         feedback=tuple(sorted(reports)),
         reviews=tuple(sorted(decided)),
         mentions=tuple(sorted("/".join(each) for each in mentions - wanted)),
+        reports=tuple(str(path) for path in reports_of if erase_rows(path, noted, dry_run=dry_run)),
+        answers=stored,
+        approvals=tuple(approved),
         training_sets=tuple(str(path) for path in sets.values()),
         adapters=tuple(_adapters(declaration.name, sets, catalog)),
         published=tuple(
@@ -257,6 +280,31 @@ def _mentioning(use_case: str, key: str, catalog: sa.Engine) -> set[DocumentKey]
             names = connection.scalars(sa.select(name).where(of == use_case, sa.or_(*contains)))
             found |= {(source, each) for each in names}
     return found
+
+
+def _noted(use_case: str, catalog: sa.Engine) -> set[str]:
+    """Hashes of the ids of examples that were ever erased."""
+    table = schema.forgotten.c
+    query = sa.select(table.document_hash).where(table.use_case == use_case, table.source == schema.FORGOTTEN_EXAMPLES)
+    with catalog.connect() as connection:
+        return set(connection.scalars(query))
+
+
+def _approved(use_case: str, people: Sequence[str], catalog: sa.Engine) -> list[str]:
+    """Reports that one of ``people`` approved or refused."""
+    table = schema.approvals.c
+    query = sa.select(table.report).where(table.use_case == use_case, table.author.in_(people)).order_by(table.report)
+    with catalog.connect() as connection:
+        return list(connection.scalars(query))
+
+
+def _anonymise(use_case: str, approved: Sequence[str], catalog: sa.Engine) -> None:
+    """What was decided stands, without who did and what they wrote."""
+    table = schema.approvals.c
+    with catalog.begin() as connection:
+        for page in pages(approved):
+            mine = (table.use_case == use_case, table.report.in_(page))
+            connection.execute(sa.update(schema.approvals).where(*mine).values(author=None, note=None))
 
 
 def _delete_labelled(

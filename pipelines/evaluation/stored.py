@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
+from pipelines.artifacts import MANIFEST, load, seal, writing
+from pipelines.errors import ArtifactError
 from pipelines.evaluation.generation import Answer, ChatModel
-from pipelines.fingerprint import fingerprint
+from pipelines.evaluation.report import cell
+from pipelines.fingerprint import fingerprint, text_hash
 from pipelines.prompt import Message, render
+
+ANSWERS = "answers"
+"""Folder beside evaluation reports where answers are stored."""
 
 
 def answers_of(
@@ -82,6 +90,48 @@ def forget_others(folder: Path, models: Iterable[ChatModel]) -> None:
     for path in folder.glob("*.jsonl"):
         if path.name not in keep:
             path.unlink()
+
+
+def stored_answers(folder: Path) -> int:
+    """How many answers are stored in ``folder``, of all models."""
+    return sum(len(_read(path, "text")) for path in folder.glob("*.jsonl"))
+
+
+def erase_rows(report: Path, erased: AbstractSet[str], *, dry_run: bool) -> bool:
+    """Take rows out of an evaluation report, by ``text_hash`` of their ids; whether there are any.
+
+    What was measured and decided stands, and the report is sealed again as the same one. Where files of it had been
+    altered it is not: all that shows rows is deleted, and the report stays refused.
+    """
+    kept: dict[str, list[str]] = {}
+    shown: set[str] = set()
+    for path in sorted(report.glob("*.jsonl")):
+        lines = [(text, json.loads(text)) for text in path.read_text(encoding="utf-8").splitlines()]
+        gone = [line for _, line in lines if text_hash(line["id"]) in erased]
+        if gone:
+            kept[path.name] = [text for text, line in lines if text_hash(line["id"]) not in erased]
+            shown |= {
+                f" | {cell(line['question'])} | {cell(line['reference'])} |" for line in gone if "question" in line
+            }
+    if not kept or dry_run:
+        return bool(kept)
+    samples = report / "samples.md"
+    if samples.is_file():
+        kept[samples.name] = [
+            text for text in samples.read_text(encoding="utf-8").splitlines() if not any(row in text for row in shown)
+        ]
+    try:
+        manifest = load(report).manifest
+    except ArtifactError:
+        for name in kept:
+            (report / name).unlink()
+        return True
+    with writing(report) as scratch:
+        shutil.copytree(report, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, *kept))
+        for name, lines_kept in kept.items():
+            (scratch / name).write_text("".join(f"{text}\n" for text in lines_kept), encoding="utf-8", newline="\n")
+        seal(scratch, {name: value for name, value in manifest.items() if name != "files"})
+    return True
 
 
 def _key(model: ChatModel, chat: Sequence[Message], *, answer: bool = False) -> str:

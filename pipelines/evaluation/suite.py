@@ -15,15 +15,13 @@ from pipelines.evaluation.classification import judge_classifiers
 from pipelines.evaluation.gate import check_settings
 from pipelines.evaluation.report import summary
 from pipelines.evaluation.settings import EvaluationSettings
+from pipelines.evaluation.stored import ANSWERS
 from pipelines.fingerprint import fingerprint, write_json_atomically
 from pipelines.labels.examples import Example, read_split
 from pipelines.training.settings import Task
 
 SUITE = "2"
 """Version of what this module makes of equal inputs; part of the report's fingerprint."""
-
-ANSWERS = "answers"
-"""Folder, beside the reports, of what chat models said before."""
 
 
 def evaluate(

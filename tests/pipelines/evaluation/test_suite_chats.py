@@ -7,16 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from PIL import Image
 
-from pipelines.artifacts import Artifact, load, seal
+from pipelines.artifacts import Artifact, load, record, seal
+from pipelines.catalog import FORGOTTEN_EXAMPLES, examples, now
+from pipelines.declaration import Declaration
+from pipelines.environment import Environment
+from pipelines.erasure import forget
 from pipelines.errors import ArtifactError, ConfigError, ExamplesError
+from pipelines.evaluation.approval import approval, approve, may_export
 from pipelines.evaluation.chats import drawn_rows
 from pipelines.evaluation.gate import decided_again
 from pipelines.evaluation.generation import ChatModel
+from pipelines.evaluation.report import cell
 from pipelines.evaluation.settings import EvaluationSettings, GateSettings
 from pipelines.evaluation.suite import ANSWERS, evaluate, report_fingerprint
 from pipelines.labels.examples import Example
+from pipelines.labels.settings import LabelSettings
+from pipelines.stores import Stores
 
 GATE: dict[str, Any] = {"minimum_rows": 20}
 
@@ -208,6 +217,53 @@ def test_a_champion_of_another_task_or_without_its_base_is_an_error_that_says_wh
     seal(folder, {**manifest, "base_model": str(tmp_path / "gone"), "fingerprint": "f"})
     with pytest.raises(ConfigError, match=r"the champion cannot be scored as it is served: .*roll back to a version"):
         judged(good_chat, chats, tmp_path / "out", champion=load(folder))
+
+
+def test_what_an_erased_example_was_asked_and_answered_leaves_reports_and_stored_answers(
+    good_chat: Artifact, chats: Artifact, freshet_home: Path, catalog: sa.Engine
+) -> None:
+    folder = Environment().artifacts_folder("shop", "evaluation_report")
+    report = judged(good_chat, chats, folder)
+    record(catalog, "shop", "evaluation_report", report)
+    approve(catalog, "shop", report, approved=True, author="cleo", note="Cleo has looked")
+    rows = [json.loads(line) for line in (report.path / "answers.jsonl").read_text().splitlines()]
+    samples = (report.path / "samples.md").read_text()
+    gone = next(row for row in rows if f" | {cell(row['question'])} | {cell(row['reference'])} | " in samples)
+    stay = [row for row in rows if row is not gone]
+    store(catalog, gone["id"])
+    declaration, stores = Declaration(name="shop", labels=LabelSettings(url="labels")), Stores(Environment())
+    named = [f"{FORGOTTEN_EXAMPLES}/{gone['id']}"]
+
+    said = forget(declaration, stores, documents=named, key="cleo", dry_run=True)
+    assert (said.reports, said.approvals) == ((str(report.path),), (report.fingerprint,))
+    assert said.answers == 2 * len(rows), "of the candidate and of its base"
+    assert load(report.path) == report
+
+    done = forget(declaration, stores, documents=named, key="cleo")
+    assert (done.reports, done.answers, done.approvals) == (said.reports, said.answers, said.approvals)
+    assert any("evaluation reports" in line for line in done.lines())
+    after = load(report.path)
+    assert [json.loads(line) for line in (after.path / "answers.jsonl").read_text().splitlines()] == stay
+    shown = (after.path / "samples.md").read_text()
+    assert f" | {cell(gone['question'])} | {cell(gone['reference'])} | " not in shown
+    assert 0 < len(samples.splitlines()) - len(shown.splitlines()) < 4
+    assert not list(folder.rglob(f"{ANSWERS}/*"))
+    said_again = approval(catalog, "shop", after)
+    assert said_again is not None
+    assert (said_again.approved, said_again.author, said_again.note) == (True, None, None)
+    assert may_export(after, catalog, GateSettings(approval=True))[0], "what was measured and decided stands"
+    again = forget(declaration, stores, documents=named)
+    assert (again.reports, again.answers, again.approvals) == ((), 0, ())
+    stores.close()
+
+
+def store(catalog: sa.Engine, example_id: str) -> None:
+    """An accepted example, of which only the id matters here."""
+    needed = {column.name: "" for column in examples.c if isinstance(column.type, sa.Text | sa.String)}
+    row = {**needed, "use_case": "shop", "example_id": example_id, "state": "accepted", "received_at": now()}
+    lists = {column.name: [] for column in examples.c if isinstance(column.type, sa.JSON)}
+    with catalog.begin() as connection:
+        connection.execute(sa.insert(examples).values(**row, **lists))
 
 
 def test_rows_of_no_origin_that_counts_are_an_error(good_chat: Artifact, chats: Artifact, tmp_path: Path) -> None:
