@@ -335,7 +335,8 @@ def parity_table(gguf: Artifact) -> tuple[tuple[str, ...], list[tuple[Any, ...]]
     else:
         columns += ("row_agreement", "max_logit_difference", "accuracy", "micro_f1")
     rows = []
-    for name, found in gguf.manifest["quantisations"].items():
+    for name in gguf.manifest["settings"]["quantisations"]:  # in that order; the manifest sorts its keys
+        found = gguf.manifest["quantisations"][name]
         values = {**found, **found.get("scores", {})}
         rows.append((name, *(values.get(column) for column in columns)))
     return ("quantisation", *columns), rows

@@ -39,8 +39,12 @@ from pipelines.training.memory import free_memory
 if TYPE_CHECKING:
     from pipelines.release.llama import Floats
 
-TOLERANCE: Mapping[str, float] = {"F16": 0.01, "BF16": 0.05}
-"""Largest difference between a 16-bit file and the reference, as a share of the range of the reference's logits."""
+TOLERANCE: Mapping[str, float] = {"F16": 0.005, "BF16": 0.03}
+"""Largest difference between a 16-bit file and the reference, as a share of the range of the reference's logits.
+
+llama.cpp rounds activations to the type of the weights: honest files of 5 million to 0.5 billion parameters stay below
+0.001 and 0.01.
+"""
 
 LOGITS_HELD = 1 << 28
 """Numbers of the reference that are held for the comparison of next tokens (1 GiB): rows beyond are left out of it."""

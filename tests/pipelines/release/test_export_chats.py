@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from tokenizers.processors import TemplateProcessing
@@ -14,9 +14,9 @@ from pipelines.fingerprint import text_hash
 from pipelines.labels.examples import read_split
 from pipelines.prompt import render
 from pipelines.release.export import export, parity_table, prompt_budget
-from pipelines.release.gguf import read_header
+from pipelines.release.gguf import quantise, read_header
 from pipelines.release.language import GgufLanguageModel
-from pipelines.release.settings import ReleaseSettings
+from pipelines.release.settings import Quantisation, ReleaseSettings
 from tests.pipelines.chat_base import SPECIAL, TEMPLATE, make_chat_base, make_tokenizer, write_chat_set
 from tests.pipelines.release.chat_samples import CHAT_EVALUATION, CHAT_PROMPT, train_chat
 
@@ -46,11 +46,31 @@ def test_what_was_compared_is_a_table_for_people(chat_gguf: Artifact, gguf: Arti
     columns, rows = parity_table(chat_gguf)
     assert columns[0] == "quantisation"
     assert columns[-1] == "token_f1"
-    assert {row[0] for row in rows} == {"F16", "Q8_0", "Q4_K_M"}
+    assert [row[0] for row in rows] == ["F16", "Q8_0", "Q4_K_M"]
     assert all(value is not None for row in rows for value in row)
     columns, rows = parity_table(gguf)
     assert columns[-1] == "micro_f1"
     assert all(value is not None for row in rows for value in row)
+
+
+@pytest.mark.parametrize("quantisation", [name for name in get_args(Quantisation) if name not in {"F16", "BF16"}])
+def test_every_quantisation_that_can_be_asked_for_is_made(
+    chat_gguf: Artifact, quantisation: Quantisation, tmp_path: Path
+) -> None:
+    """G13: none of these needs an importance matrix."""
+    header = quantise(chat_gguf.path / "shop-F16.gguf", tmp_path / "out.gguf", quantisation, None)
+    assert header.file_type == quantisation
+    assert not {"F16", "BF16"} & header.tensor_types.keys()
+    assert header.chat_template == TEMPLATE
+
+
+def test_a_classifier_is_also_made_in_few_bits(gguf: Artifact, tmp_path: Path) -> None:
+    """G13"""
+    for quantisation in ("Q6_K", "Q5_0", "IQ4_XS", "Q2_K"):
+        path = tmp_path / f"{quantisation}.gguf"
+        header = quantise(gguf.path / "notices-F16.gguf", path, quantisation, gguf.manifest["categories"])
+        assert header.file_type == quantisation
+        assert header.pooling == "RANK"
 
 
 def test_equal_inputs_are_exported_once_and_another_gate_anew(
