@@ -67,7 +67,7 @@ def evaluation_report_asset(declaration: Declaration) -> dg.AssetsDefinition:
                 artifacts.latest(stores.catalog, use_case, "lora_adapter"),
                 artifacts.latest(stores.catalog, use_case, "training_set"),
                 use_case=use_case,
-                champion=None if served is None else artifacts.load(served.path / "adapter"),
+                champion=None if served is None else artifacts.load(served.fetch("adapter")),
                 settings=declaration.evaluation,
                 folder=stores.environment.artifacts_folder(use_case, "evaluation_report"),
                 progress=context.log.info,
@@ -170,9 +170,9 @@ def published_model_asset(declaration: Declaration) -> dg.AssetsDefinition:
         return dg.MaterializeResult(
             metadata={
                 "version": version.version,
-                "dagster/uri": str(version.path),
+                "dagster/uri": version.uri,
                 "fingerprint": version.fingerprint,
-                "model_card": dg.MetadataValue.md((version.path / "README.md").read_text(encoding="utf-8")),
+                "model_card": dg.MetadataValue.md(version.fetch("README.md").read_text(encoding="utf-8")),
             },
             data_version=dg.DataVersion(version.fingerprint),
         )

@@ -35,7 +35,9 @@ class Environment(BaseSettings):
     qdrant_api_key: SecretStr | None = Field(default=None, alias="QDRANT_API_KEY")
     """Key of the Qdrant server."""
     model_registry_url: str | None = Field(default=None, alias="MODEL_REGISTRY_URL")
-    """Folder of published models; unset, ``<home>/registry``."""
+    """Folder or object store (s3://, gs://, …) of published models; unset, ``<home>/registry``."""
+    hub_token: SecretStr | None = Field(default=None, alias="HF_TOKEN")
+    """Of the Hugging Face Hub, where versions are sent there too."""
     feedback_token: SecretStr | None = Field(default=None, alias="FRESHET_FEEDBACK_TOKEN")
     """What every report to ``pipelines.feedback`` has to bring; unset, it listens to this machine only."""
     llama_cpp_root: Path | None = Field(default=None, alias="LLAMA_CPP_ROOT")

@@ -13,6 +13,7 @@
     │   └── GateRefusedError         publishing was asked for without a passed verdict
     └── TransientError               the same call may succeed later
         ├── SourceUnavailableError   a source cannot be read now, which is never the same as "empty"
+        ├── ServerUnavailableError   a registry, the Hub or an Ollama server cannot be reached now
         ├── TrainingInterruptedError training was told to end; started again, it goes on from its checkpoint
         └── LockedError              another process holds the index, the GPU or the registry
 
@@ -70,6 +71,10 @@ class TransientError(FreshetError):
 
 class SourceUnavailableError(TransientError):
     """A source cannot be read now, which is never the same as "empty"."""
+
+
+class ServerUnavailableError(TransientError):
+    """A registry, the Hugging Face Hub or an Ollama server cannot be reached now."""
 
 
 class TrainingInterruptedError(TransientError):

@@ -165,7 +165,7 @@ def rollback_job(declaration: Declaration) -> dg.JobDefinition:
     ) -> None:
         version = rollback(stores.environment.registry_url, use_case, config.version)
         context.log.info(f"{use_case} serves {version.version} again")
-        metadata: dict[str, Any] = {"version": version.version, "rolled_back": True, "dagster/uri": str(version.path)}
+        metadata: dict[str, Any] = {"version": version.version, "rolled_back": True, "dagster/uri": version.uri}
         context.log_event(dg.AssetMaterialization([use_case, "published_model"], metadata=metadata))
 
     return _job(

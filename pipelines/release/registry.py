@@ -1,53 +1,81 @@
 """Published models: immutable versions, and one pointer that moves.
 
-``<registry>/<use case>/v1, v2, …`` are complete and read-only once they have their name; ``champion.json`` names the
-one that is served. Nothing is ever deleted here. Publishing reads the gate's stored verdict and every hash again.
+``<registry>/<use case>/v1, v2, …`` are complete once they exist; ``champion.json`` names the one that is served. Moving
+it deletes nothing: only publishing with ``keep`` removes old versions (``retention``). Publishing reads the gate's
+stored verdict and every hash again. Where all this lies, and what a crash can do to it: ``storage``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import re
-import shutil
-import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from pipelines.artifacts import MANIFEST, Artifact, alone, load, seal
+from pipelines.artifacts import MANIFEST, Artifact, load, seal
 from pipelines.errors import ArtifactError, ConfigError, GateRefusedError, NotBuiltError
 from pipelines.evaluation.gate import decided_again
-from pipelines.fingerprint import file_sha256, write_json_atomically
+from pipelines.fingerprint import file_sha256
 from pipelines.release.bundle import bundle
-
-POINTER = "champion.json"
-LOCK_SECONDS = 60.0
+from pipelines.release.retention import removable, remove
+from pipelines.release.storage import POINTER, LocalStorage, Storage, open_storage
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedVersion:
-    """One immutable folder of the registry."""
+    """One immutable version of the registry."""
 
     use_case: str
     version: str
     """``v1``, ``v2``, …"""
-    path: Path
     manifest: Mapping[str, Any]
+    manifest_bytes: bytes = field(repr=False)
+    storage: Storage = field(repr=False, compare=False)
+
+    @property
+    def uri(self) -> str:
+        """Where it lies: a path, or a URL of an object store."""
+        return self.storage.say(self.version)
+
+    @property
+    def path(self) -> Path:
+        """The folder in a local registry; ``fetch`` works with any.
+
+        Raises:
+            ConfigError: it lies in an object store.
+        """
+        if not isinstance(self.storage, LocalStorage):
+            raise ConfigError(f"{self.uri} is no local folder: fetch() brings its files here")
+        return self.storage.folder / self.version
 
     @property
     def fingerprint(self) -> str:
         """Of the GGUF model that was published (64 hex digits)."""
         return str(self.manifest["fingerprint"])
 
+    def fetch(self, name: str = "") -> Path:
+        """A local path of a file or folder of this version (``adapter``, ``x.gguf``), or of all of it, just verified.
+
+        From an object store, files come once, into the cache.
+
+        Raises:
+            NotBuiltError: this version has nothing of that name.
+            ArtifactError: a file is missing or altered.
+            ServerUnavailableError: the store cannot be reached.
+        """
+        return self.storage.fetch(self.version, name, self.manifest["files"], self.manifest_bytes)
+
     def gguf(self, quantisation: str) -> Path:
-        """The file of one quantisation.
+        """The file of one quantisation, fetched.
 
         Raises:
             NotBuiltError: this version does not have it.
+            ArtifactError: it is missing or altered.
+            ServerUnavailableError: the store cannot be reached.
         """
         found = self.manifest["quantisations"].get(quantisation)
         if found is None:
@@ -55,49 +83,70 @@ class PublishedVersion:
                 f"{self.use_case} {self.version} has no {quantisation}, only "
                 f"{', '.join(self.manifest['quantisations'])}; add it to release.quantisations and publish again"
             )
-        return self.path / str(found["file"])
+        return self.fetch(str(found["file"]))
 
 
-def registry_folder(registry_url: str) -> Path:
-    """The local folder that ``registry_url`` names.
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """What ``champion.json`` says."""
 
-    Raises:
-        ConfigError: it is neither a path nor a file:// URL of this machine.
-    """
-    parts = urlsplit(registry_url)
-    if "://" not in registry_url:
-        return Path(registry_url).expanduser().absolute()
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise ConfigError(
-            f"MODEL_REGISTRY_URL {registry_url!r} is no local folder: give a path or a file:///absolute/path URL"
-        )
-    return Path(unquote(parts.path))
+    version: str
+    history: tuple[str, ...]
+    """Champions before it, the latest last."""
+    manifest_sha256: str
+    token: str
+    """Changes when the file does."""
 
 
 def publish(
-    gguf: Artifact, adapter: Artifact, report: Artifact, *, use_case: str, registry_url: str
+    gguf: Artifact,
+    adapter: Artifact,
+    report: Artifact,
+    *,
+    use_case: str,
+    registry_url: str,
+    keep: int | None = None,
+    progress: Callable[[str], None] = lambda _line: None,
 ) -> PublishedVersion:
     """Make ``gguf`` the champion of ``use_case``, as a new version unless it is one already.
 
-    The three artifacts are read again from their folders; what the caller holds in memory is not trusted.
+    The three artifacts are read again from their folders; what the caller holds in memory is not trusted. With
+    ``keep``, older versions than the last ``keep`` are removed then, but for the served one and the one before it.
 
     Raises:
         ArtifactError: an artifact is altered, or they do not belong together.
         GateRefusedError: the report refuses this adapter, is about another one or compares with another champion than
             the present one, or the files failed their comparison.
-        ConfigError: the registry is no local folder.
-        LockedError: another publisher holds the registry for long.
+        ConfigError: the URL can hold no registry, or the store does not let us in.
+        LockedError: another publisher holds the registry for long, or took it over.
+        ServerUnavailableError: the store cannot be reached.
     """
     gguf, adapter, report = load(gguf.path), load(adapter.path), load(report.path)
     check_gate(gguf, adapter, report, use_case=use_case)
-    folder = _use_case_folder(registry_url, use_case)
-    with alone(folder / ".lock", "publisher", seconds=LOCK_SECONDS):
-        for known in reversed(_versions(folder, use_case)):
-            if known.fingerprint == gguf.fingerprint and _intact(known):
-                return _switch(folder, known)
-        check_champion(report, _pointer(folder), folder)
-        number = max((_number(path) for path in _version_folders(folder)), default=0) + 1
-        return _switch(folder, _write(folder, gguf, adapter, report, use_case=use_case, version=f"v{number}"))
+    storage = open_storage(registry_url, use_case)
+
+    def fill(folder: Path, version: str) -> None:
+        bundle(folder, gguf, adapter, report, version=version)
+        seal(folder, _manifest(gguf, adapter, report, use_case=use_case, version=version))
+        load(folder)
+        for name, digest in gguf.manifest["files"].items():
+            if file_sha256(folder / name) != digest:
+                raise ArtifactError(f"{folder / name} was not copied faithfully; publish again")
+
+    with storage.alone():
+        pointer = _pointer(storage)
+        same = (known for known in reversed(_versions(storage, use_case)) if known.fingerprint == gguf.fingerprint)
+        found = next((known for known in same if _intact(known)), None)
+        if found is None:
+            check_champion(report, pointer, storage, use_case)
+            found = _read(storage, storage.add(fill), use_case)
+            progress(f"{found.uri} is complete")
+        _switch(storage, pointer, found)
+        if keep is not None:
+            now = _pointer(storage)
+            kept = () if now is None else (now.version, *now.history[-1:])
+            remove(storage, removable(storage.names(), keep=keep, never=kept), progress)
+        return found
 
 
 def check_gate(gguf: Artifact, adapter: Artifact, report: Artifact, *, use_case: str) -> None:
@@ -126,6 +175,18 @@ def check_gate(gguf: Artifact, adapter: Artifact, report: Artifact, *, use_case:
             f"the verdict in {report.path} is about adapter {report.manifest['adapter']}, not about "
             f"{adapter.fingerprint} as it is now; materialise evaluation_report again"
         )
+    for fact in ("prompt", "template_hash"):
+        known = {
+            name: artifact.manifest[fact]
+            for name, artifact in (("trained", adapter), ("judged", report), ("exported", gguf))
+            if artifact.manifest.get(fact) is not None
+        }
+        if any(value != known.get("trained", value) for value in known.values()):
+            said = "; ".join(f"{name} with {value!r}" for name, value in known.items())
+            raise GateRefusedError(
+                f"the {fact.replace('_', ' ')} of {adapter.path} is not one: {said}. Materialise evaluation_report "
+                "and gguf_model again"
+            )
     verdict = report.manifest["verdict"]
     if verdict["passed"] is not decided_again(report).passed:
         raise ArtifactError(
@@ -139,13 +200,13 @@ def check_gate(gguf: Artifact, adapter: Artifact, report: Artifact, *, use_case:
         raise GateRefusedError(f"the exported files do not behave as before: {_reasons(parity)} ({gguf.path})")
 
 
-def check_champion(report: Artifact, pointer: Mapping[str, Any] | None, folder: Path) -> None:
+def check_champion(report: Artifact, pointer: Pointer | None, storage: Storage, use_case: str) -> None:
     """A new version must have been compared with the champion that it replaces.
 
     Raises:
         GateRefusedError: another version is served now than when the report was made.
     """
-    served = None if pointer is None else _adapter_of(folder / str(pointer["version"]))
+    served = None if pointer is None else str(_read(storage, pointer.version, use_case).manifest["adapter"])
     if report.manifest["champion"] != served:
         raise GateRefusedError(
             f"the report in {report.path} compares with the champion adapter {report.manifest['champion']}, and "
@@ -156,95 +217,99 @@ def check_champion(report: Artifact, pointer: Mapping[str, Any] | None, folder: 
 def champion(registry_url: str, use_case: str) -> PublishedVersion | None:
     """The version that is served, or None when nothing is published.
 
-    Its manifest is verified here; files are verified by what loads them.
+    Its manifest is verified here; files are verified when they are fetched.
 
     Raises:
         ArtifactError: the pointer or the version that it names is damaged.
+        ServerUnavailableError: the store cannot be reached.
     """
-    folder = _use_case_folder(registry_url, use_case)
-    pointer = _pointer(folder)
+    storage = open_storage(registry_url, use_case)
+    pointer = _pointer(storage)
     if pointer is None:
         return None
-    path = folder / str(pointer["version"])
-    if not (path / MANIFEST).is_file() or file_sha256(path / MANIFEST) != pointer["manifest_sha256"]:
+    found = storage.read(f"{pointer.version}/{MANIFEST}")
+    if found is None or hashlib.sha256(found[0]).hexdigest() != pointer.manifest_sha256:
         raise ArtifactError(
-            f"{folder / POINTER} names {pointer['version']}, whose manifest is missing or altered; restore {path}, or "
-            f"roll back: python -m pipelines.release rollback {use_case}"
+            f"{storage.say(POINTER)} names {pointer.version}, whose manifest is missing or altered; restore "
+            f"{storage.say(pointer.version)}, or roll back: python -m pipelines.release rollback {use_case}"
         )
-    return _read(path, use_case)
+    return PublishedVersion(use_case, pointer.version, json.loads(found[0]), found[0], storage)
+
+
+def pointer_token(registry_url: str, use_case: str) -> str | None:
+    """A value that is another once the champion has changed; None while nothing is published. For who watches.
+
+    Raises:
+        ServerUnavailableError: the store cannot be reached.
+    """
+    return open_storage(registry_url, use_case).token()
 
 
 def versions(registry_url: str, use_case: str) -> list[PublishedVersion]:
     """All published versions, the oldest first."""
-    return _versions(_use_case_folder(registry_url, use_case), use_case)
+    return _versions(open_storage(registry_url, use_case), use_case)
 
 
 def promote(registry_url: str, use_case: str, version: str) -> PublishedVersion:
-    """Make an existing ``version`` the champion.
+    """Make an existing ``version`` the champion; also what mends a damaged pointer.
 
     Raises:
         NotBuiltError: there is no such version.
         ArtifactError: one of its files is missing or altered.
         LockedError: a publisher holds the registry for long.
     """
-    folder = _use_case_folder(registry_url, use_case)
-    with alone(folder / ".lock", "publisher", seconds=LOCK_SECONDS):
-        return _switch(folder, _verified(_find(folder, use_case, version)))
+    storage = open_storage(registry_url, use_case)
+    with storage.alone():
+        found = _verified(_find(storage, use_case, version))
+        try:
+            pointer = _pointer(storage)
+        except ArtifactError:
+            damaged = storage.read(POINTER)
+            _point(storage, found, (), None if damaged is None else damaged[1])
+        else:
+            _switch(storage, pointer, found)
+        return found
 
 
 def rollback(registry_url: str, use_case: str, to: str | None = None) -> PublishedVersion:
     """Make the champion before the present one the champion again, or ``to``, one of those before it.
 
-    Only the pointer moves. Rolling back again goes further back, never to what was rolled back from.
+    Only the pointer moves. Rolling back again goes further back, never to what was rolled back from. Champions that
+    have been removed since are passed over.
 
     Raises:
         NotBuiltError: there is nothing to go back to, or ``to`` was not champion before.
         ArtifactError: a file of the version to go back to is missing or altered.
         LockedError: a publisher holds the registry for long.
     """
-    folder = _use_case_folder(registry_url, use_case)
-    with alone(folder / ".lock", "publisher", seconds=LOCK_SECONDS):
-        pointer = _pointer(folder)
+    storage = open_storage(registry_url, use_case)
+    with storage.alone():
+        pointer = _pointer(storage)
         if pointer is None:
             raise NotBuiltError(f"{use_case} has no champion, so there is nothing to roll back from")
-        history: list[str] = pointer["history"]
+        existing = set(storage.names())
+        history = tuple(name for name in pointer.history if name in existing)
         if not history or (to is not None and to not in history):
             raise NotBuiltError(
-                f"{use_case} {pointer['version']} cannot be rolled back to {to or 'the version before'}: champions "
+                f"{use_case} {pointer.version} cannot be rolled back to {to or 'the version before'}: champions "
                 f"before it: {', '.join(history) or 'none'}. Any published version can be promoted instead"
             )
         at = len(history) - 1 if to is None else len(history) - 1 - history[::-1].index(to)
-        target = _verified(_find(folder, use_case, history[at]))
-        _point(folder, target, history[:at])
+        target = _verified(_read(storage, history[at], use_case))
+        _point(storage, target, history[:at], pointer.token)
         return target
 
 
-def _write(
-    folder: Path, gguf: Artifact, adapter: Artifact, report: Artifact, *, use_case: str, version: str
-) -> PublishedVersion:
-    """Write a version aside, verify it by reading it again, and give it its name."""
-    for left in folder.glob(".v*.????????"):  # of publishers that were killed
-        shutil.rmtree(left, ignore_errors=True)
-    scratch = folder / f".{version}.{uuid.uuid4().hex[:8]}"
-    scratch.mkdir()
-    try:
-        bundle(scratch, gguf, adapter, report, version=version)
-        seal(scratch, _manifest(gguf, adapter, report, use_case=use_case, version=version))
-        load(scratch)
-        for name in gguf.manifest["files"]:
-            if file_sha256(scratch / name) != gguf.manifest["files"][name]:
-                raise ArtifactError(f"{scratch / name} was not copied faithfully; publish again")
-        scratch.rename(folder / version)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return _read(folder / version, use_case)
-
-
 def _manifest(gguf: Artifact, adapter: Artifact, report: Artifact, *, use_case: str, version: str) -> dict[str, Any]:
-    kept = (
-        "adapter", "training_set", "base_licence", "categories", "multi_label", "thresholds", "maximum_tokens",
-        "calibration", "abstain_below", "quantisations", "merged", "held_out_rows", "parity", "versions",
-    )  # fmt: skip
+    kept = {
+        "classify": ("categories", "multi_label", "thresholds", "maximum_tokens", "calibration", "abstain_below"),
+        "generate": (
+            "prompt", "template_hash", "stops", "maximum_tokens", "maximum_answer_tokens", "context_length",
+            "longest_prompt", "metric", "adapter_gguf", "warnings",
+        ),
+    }  # fmt: skip
+    task = adapter.manifest["task"]
+    both = ("adapter", "training_set", "base_licence", "quantisations", "merged", "held_out_rows", "parity", "versions")
     trained = ("task", "base_model", "base_revision", "base_files")
     return {
         "fingerprint": gguf.fingerprint,
@@ -253,7 +318,8 @@ def _manifest(gguf: Artifact, adapter: Artifact, report: Artifact, *, use_case: 
         "version": version,
         "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
         **{name: adapter.manifest[name] for name in trained},
-        **{name: gguf.manifest[name] for name in kept},
+        **{name: gguf.manifest[name] for name in both},
+        **{name: gguf.manifest[name] for name in kept[task] if name in gguf.manifest},
         "settings": {"fine_tune": adapter.manifest["settings"], "release": gguf.manifest["settings"]},
         "evaluation_report": report.fingerprint,
         "verdict": report.manifest["verdict"],
@@ -261,80 +327,69 @@ def _manifest(gguf: Artifact, adapter: Artifact, report: Artifact, *, use_case: 
     }
 
 
-def _switch(folder: Path, to: PublishedVersion) -> PublishedVersion:
+def _switch(storage: Storage, pointer: Pointer | None, to: PublishedVersion) -> None:
     """Point at ``to``, remembering what was served before."""
-    pointer = _pointer(folder)
-    if pointer is None or pointer["version"] != to.version:
-        _point(folder, to, [] if pointer is None else [*pointer["history"], pointer["version"]])
-    return to
+    if pointer is None:
+        _point(storage, to, (), None)
+    elif pointer.version != to.version:
+        _point(storage, to, (*pointer.history, pointer.version), pointer.token)
 
 
-def _point(folder: Path, to: PublishedVersion, history: list[str]) -> None:
+def _point(storage: Storage, to: PublishedVersion, history: tuple[str, ...], expected: str | None) -> None:
     value = {
         "version": to.version,
         "previous": history[-1] if history else None,
         "history": history,
         "switched_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "manifest_sha256": file_sha256(to.path / MANIFEST),
+        "manifest_sha256": hashlib.sha256(to.manifest_bytes).hexdigest(),
     }
-    write_json_atomically(folder / POINTER, value)
+    storage.point((json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n").encode(), expected)
 
 
-def _pointer(folder: Path) -> dict[str, Any] | None:
-    path = folder / POINTER
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+def _pointer(storage: Storage) -> Pointer | None:
+    found = storage.read(POINTER)
+    if found is None:
         return None
+    shown = storage.say(POINTER)
     try:
-        value: dict[str, Any] = json.loads(text)
+        value: dict[str, Any] = json.loads(found[0])
     except ValueError as error:
-        raise ArtifactError(f"{path} is no JSON ({error}); promote a version again") from error
+        raise ArtifactError(f"{shown} is no JSON ({error}); promote a version again") from error
     missing = sorted({"version", "history", "manifest_sha256"} - value.keys())
     if missing:
-        raise ArtifactError(f"{path} has no {', '.join(missing)}; promote a version again")
-    return value
+        raise ArtifactError(f"{shown} has no {', '.join(missing)}; promote a version again")
+    return Pointer(value["version"], tuple(value["history"]), value["manifest_sha256"], found[1])
 
 
-def _versions(folder: Path, use_case: str) -> list[PublishedVersion]:
-    return [_read(path, use_case) for path in sorted(_version_folders(folder), key=_number)]
+def _versions(storage: Storage, use_case: str) -> list[PublishedVersion]:
+    return [_read(storage, name, use_case) for name in storage.names()]
 
 
-def _version_folders(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("v*") if re.fullmatch(r"v[1-9]\d*", path.name)]
-
-
-def _number(path: Path) -> int:
-    return int(path.name[1:])
-
-
-def _read(path: Path, use_case: str) -> PublishedVersion:
+def _read(storage: Storage, version: str, use_case: str) -> PublishedVersion:
+    found, shown = storage.read(f"{version}/{MANIFEST}"), storage.say(f"{version}/{MANIFEST}")
+    if found is None:
+        raise ArtifactError(f"{shown} does not exist; restore it, or promote another version")
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path / MANIFEST} cannot be read: {error}") from error
-    return PublishedVersion(use_case, path.name, path, manifest)
+        return PublishedVersion(use_case, version, json.loads(found[0]), found[0], storage)
+    except ValueError as error:
+        raise ArtifactError(f"{shown} cannot be read: {error}") from error
 
 
-def _find(folder: Path, use_case: str, version: str) -> PublishedVersion:
-    known = [path.name for path in sorted(_version_folders(folder), key=_number)]
+def _find(storage: Storage, use_case: str, version: str) -> PublishedVersion:
+    known = storage.names()
     if version not in known:
         raise NotBuiltError(f"{use_case} has no version {version!r}; published: {', '.join(known) or 'none'}")
-    return _read(folder / version, use_case)
+    return _read(storage, version, use_case)
 
 
 def _verified(found: PublishedVersion) -> PublishedVersion:
-    load(found.path)
+    found.storage.check(found.version, found.manifest["files"])
     return found
-
-
-def _adapter_of(path: Path) -> str:
-    return str(_read(path, path.parent.name).manifest["adapter"])
 
 
 def _intact(found: PublishedVersion) -> bool:
     try:
-        load(found.path)
+        _verified(found)
     except ArtifactError:
         return False
     return True
@@ -342,9 +397,3 @@ def _intact(found: PublishedVersion) -> bool:
 
 def _reasons(verdict: Mapping[str, Any]) -> str:
     return " ".join(verdict["reasons"]) or "no reason is recorded"
-
-
-def _use_case_folder(registry_url: str, use_case: str) -> Path:
-    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", use_case):
-        raise ConfigError(f"use case {use_case!r} is no name: letters, digits, _ and - are allowed")
-    return registry_folder(registry_url) / use_case
