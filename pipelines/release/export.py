@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pipelines.artifacts import MANIFEST, Artifact, alone, load, seal, writing
 from pipelines.errors import ArtifactError, ConfigError, ExportError
-from pipelines.evaluation.classifier import base_folder
+from pipelines.evaluation.classifier import Classifier, base_folder, load_classifier
 from pipelines.evaluation.generation import ChatModel, load_chat_model
 from pipelines.evaluation.settings import EvaluationSettings
 from pipelines.fingerprint import fingerprint
@@ -21,7 +21,6 @@ from pipelines.labels.examples import Example, read_split
 from pipelines.prompt import render
 from pipelines.release.bundle import base_name
 from pipelines.release.gguf import Header, convert, quantise
-from pipelines.release.merge import merge
 from pipelines.release.parity import compare, plot
 from pipelines.release.parity_chats import compare_chats, plot_chats
 from pipelines.release.settings import Quantisation, ReleaseSettings
@@ -125,18 +124,23 @@ def _export_classifier(
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """Write the files to ``folder`` and return what the manifest says of them and of the classifier."""
-    facts = adapter.manifest
-    merged_folder = folder / "merged"
-    progress(f"merging the adapter into {facts['base_model']}")
-    merged = merge(adapter, merged_folder)
+    facts, metadata = adapter.manifest, _metadata(adapter, training_set, base)
+    original = load_classifier(adapter)
+    config = _with_head(original)
 
     def converted(path: Path, file_type: Literal["F16", "BF16"]) -> Header:
-        metadata = _metadata(adapter, training_set, base)
-        return convert(merged_folder, path, name=facts["use_case"], metadata=metadata, file_type=file_type)
+        return convert(
+            base,
+            path,
+            name=facts["use_case"],
+            metadata=metadata,
+            adapter=adapter.path,
+            config=config,
+            file_type=file_type,
+        )
 
     files = _quantised(facts, settings, folder, converted, progress)
-    shutil.rmtree(merged_folder)
-    parity = compare(merged, read_split(training_set, "test"), files, settings=settings, progress=progress)
+    parity = compare(original, read_split(training_set, "test"), files, settings=settings, progress=progress)
     found = {name: asdict(value) for name, value in parity.quantisations.items()}
     verdict = {"passed": parity.passed, "reasons": list(parity.reasons)}
     report = {**verdict, "rows": parity.rows, "merged": parity.merged, "tokens": parity.tokens, "quantisations": found}
@@ -152,6 +156,19 @@ def _export_classifier(
         "merged": parity.merged,
         "held_out_rows": parity.rows,
         "parity": verdict,
+    }
+
+
+def _with_head(classifier: Classifier) -> dict[str, Any]:
+    """What its classification head changes of the base's configuration."""
+    config = classifier.model.config
+    names = dict(enumerate(classifier.categories))
+    return {
+        "num_hidden_layers": config.num_hidden_layers,  # one more where the mean is read
+        "pad_token_id": config.pad_token_id,  # a decoder's head reads the token before it
+        "id2label": names,
+        "label2id": {name: index for index, name in names.items()},
+        "problem_type": "multi_label_classification" if classifier.multi_label else "single_label_classification",
     }
 
 
