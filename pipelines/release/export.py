@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pipelines.artifacts import MANIFEST, Artifact, alone, load, seal, writing
 from pipelines.errors import ArtifactError, ConfigError, ExportError
 from pipelines.evaluation.classifier import Classifier, base_folder, load_classifier
-from pipelines.evaluation.generation import ChatModel, load_chat_model
+from pipelines.evaluation.generation import ChatModel
 from pipelines.evaluation.settings import EvaluationSettings
 from pipelines.fingerprint import fingerprint
 from pipelines.labels.examples import Example, read_split
@@ -22,7 +22,7 @@ from pipelines.prompt import render
 from pipelines.release.bundle import base_name
 from pipelines.release.gguf import Header, convert, quantise
 from pipelines.release.parity import compare, plot
-from pipelines.release.parity_chats import compare_chats, plot_chats
+from pipelines.release.parity_chats import compare_chats, load_reference, plot_chats
 from pipelines.release.settings import Quantisation, ReleaseSettings
 
 EXPORTER = "4"
@@ -186,7 +186,7 @@ def _export_chat(
     Weights are merged on their way from the base into the 16-bit file: no merged checkpoint lies on the disk.
     """
     facts = adapter.manifest
-    model = load_chat_model(adapter, exact=True)  # the weights are not read yet
+    model = load_reference(adapter, base, progress)  # its weights are read when it first runs
     rows = [row for row in read_split(training_set, "test") if row.origin in evaluation.origins]
     prompts = [render(model.tokenizer, model.chat(row)) for row in rows]
     metadata = _metadata(adapter, training_set, base)
@@ -205,7 +205,7 @@ def _export_chat(
     files = _quantised(facts, settings, folder, converted, progress)
     (folder / "chat_template.jinja").write_bytes(str(model.tokenizer.chat_template).encode())
     parity = compare_chats(
-        adapter, training_set, rows, files, settings=settings, evaluation=evaluation, progress=progress
+        adapter, model, training_set, rows, files, settings=settings, evaluation=evaluation, progress=progress
     )
     budget = prompt_budget(model, rows, prompts, next(iter(files.values()))[1].context_length, evaluation)
     for line in budget.warnings:
@@ -341,22 +341,6 @@ def _metadata(adapter: Artifact, training_set: Artifact, base: Path) -> dict[str
         "freshet.training_set": training_set.fingerprint,
         "general.license": base_licence(base),
     }
-
-
-def parity_table(gguf: Artifact) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Columns, and a row for each file, of what was compared; for people."""
-    columns: tuple[str, ...] = ("file_type", "size", "agreement")
-    if gguf.manifest["task"] == "generate":
-        metric = gguf.manifest["metric"]
-        columns += ("kl_divergence", "max_logit_difference", "answers_equal", "stopped", metric)
-    else:
-        columns += ("row_agreement", "max_logit_difference", "accuracy", "micro_f1")
-    rows = []
-    for name in gguf.manifest["settings"]["quantisations"]:  # in that order; the manifest sorts its keys
-        found = gguf.manifest["quantisations"][name]
-        values = {**found, **found.get("scores", {})}
-        rows.append((name, *(values.get(column) for column in columns)))
-    return ("quantisation", *columns), rows
 
 
 def base_licence(folder: Path) -> str:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from pipelines.artifacts import Artifact
 from pipelines.environment import available_cores
 from pipelines.evaluation.chats import answer_limit, drawn_rows, mean_scores
-from pipelines.evaluation.classifier import base_folder
 from pipelines.evaluation.generation import Answer, ChatModel, Watch, base_chat_model, load_chat_model
 from pipelines.evaluation.metrics import Measured
 from pipelines.evaluation.settings import EvaluationSettings, deciding_metric
@@ -123,8 +122,23 @@ class _Reference:
     """Range of these logits."""
 
 
+def load_reference(adapter: Artifact, base: Path, progress: Callable[[str], None]) -> ChatModel:
+    """``adapter`` on its ``base`` in float32, or as it is evaluated where memory does not hold that.
+
+    Raises:
+        ArtifactError: the adapter, its base or its chat template was altered.
+        ConfigError: the base is not there.
+    """
+    weights = sum(tensor.size // SIZES[tensor.dtype] for tensor in stored_tensors(base).values())
+    exact = 5 * weights <= free_memory()  # with room to put the adapter into it
+    if not exact:
+        progress("memory does not hold the model in float32: it is compared in bf16, and F16 as exactly as BF16 may be")
+    return load_chat_model(adapter, exact=exact)
+
+
 def compare_chats(
     adapter: Artifact,
+    model: ChatModel,
     training_set: Artifact,
     rows: Sequence[Example],
     files: Mapping[Quantisation, tuple[Path, Header]],
@@ -133,25 +147,22 @@ def compare_chats(
     evaluation: EvaluationSettings,
     progress: Callable[[str], None],
 ) -> ChatParity:
-    """Compare every file with ``adapter`` on its base on held-out ``rows``, prompted as they are served.
+    """Compare every file with ``model``, which is ``adapter`` on its base, on held-out ``rows``, prompted as served.
 
     A file may differ in as many next tokens as ``settings.minimum_agreement`` leaves, and lose as many rows' worth of
     the deciding metric as ``settings.minimum_score`` leaves, both rounded up to a whole one.
 
     Raises:
-        ArtifactError: the adapter, its base or its chat template was altered, or llama.cpp cannot load a file.
-        ConfigError: the base is not there, or a prompt does not fit the memory.
+        ArtifactError: a tensor of the adapter has no place in its base, or llama.cpp cannot load a file.
+        ConfigError: a prompt does not fit the memory.
     """
-    exact = _fits_exactly(base_folder(adapter))
-    if not exact:
-        progress("memory does not hold the model in float32: it is compared in bf16, and F16 as exactly as BF16 may be")
-    model = load_chat_model(adapter, exact=exact)
     metric = deciding_metric(evaluation.gate, "generate")
     window = min((header.context_length or 1 << 30 for _, header in files.values()), default=1 << 30)
     reasons: list[str] = [] if rows else ["there are no held-out rows to compare on"]
     chats = {row.id: model.chat(row) for row in rows}
     prompts = {row.id: _ids(model, render(model.tokenizer, chats[row.id])) for row in rows}
     limit = answer_limit(model, [row.answer for row in rows], evaluation.maximum_answer_tokens)
+    exact = model.model.dtype.itemsize == 4
     parameters = sum(weight.numel() for weight in model.model.parameters())
     answered = _affordable(rows, prompts, parameters, limit, evaluation.maximum_rows)
     if len(answered) < len(rows):
@@ -241,12 +252,6 @@ def plot_chats(parity: ChatParity) -> bytes:
         axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return png(figure)
-
-
-def _fits_exactly(base: Path) -> bool:
-    """Whether memory holds the model in float32, with room to put the adapter into it."""
-    weights = sum(tensor.size // SIZES[tensor.dtype] for tensor in stored_tensors(base).values())
-    return 5 * weights <= free_memory()
 
 
 def _affordable(

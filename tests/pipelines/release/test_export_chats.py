@@ -13,7 +13,7 @@ from pipelines.evaluation.generation import load_chat_model
 from pipelines.fingerprint import text_hash
 from pipelines.labels.examples import read_split
 from pipelines.prompt import render
-from pipelines.release.export import export, parity_table, prompt_budget
+from pipelines.release.export import export, prompt_budget
 from pipelines.release.gguf import quantise, read_header
 from pipelines.release.language import GgufLanguageModel
 from pipelines.release.settings import Quantisation, ReleaseSettings
@@ -40,17 +40,6 @@ def test_the_artifact_holds_what_the_contract_says(chat_gguf: Artifact, chat_ada
         assert header.metadata["freshet.training_set"] == chat_adapter.manifest["training_set"]
         assert header.metadata.keys() >= {"freshet.base_model", "freshet.base_revision", "freshet.base_files"}
     assert [path.name for path in chat_gguf.path.parent.iterdir() if path.is_dir()] == [chat_gguf.fingerprint]
-
-
-def test_what_was_compared_is_a_table_for_people(chat_gguf: Artifact, gguf: Artifact) -> None:
-    columns, rows = parity_table(chat_gguf)
-    assert columns[0] == "quantisation"
-    assert columns[-1] == "token_f1"
-    assert [row[0] for row in rows] == ["F16", "Q8_0", "Q4_K_M"]
-    assert all(value is not None for row in rows for value in row)
-    columns, rows = parity_table(gguf)
-    assert columns[-1] == "micro_f1"
-    assert all(value is not None for row in rows for value in row)
 
 
 @pytest.mark.parametrize("quantisation", [name for name in get_args(Quantisation) if name not in {"F16", "BF16"}])

@@ -18,7 +18,7 @@ from pipelines.prompt import render
 from pipelines.release import parity_chats
 from pipelines.release.gguf import Header, read_header
 from pipelines.release.language import GgufLanguageModel
-from pipelines.release.parity_chats import ChatParity, compare_chats, plot_chats
+from pipelines.release.parity_chats import ChatParity, compare_chats, load_reference, plot_chats
 from pipelines.release.settings import Quantisation, ReleaseSettings
 from tests.pipelines.chat_base import TEMPLATE, chat_rows, write_chat_set
 from tests.pipelines.release.chat_samples import CHAT_EVALUATION, train_chat
@@ -50,14 +50,16 @@ def compared(
     evaluation: dict[str, Any] | None = None,
     **settings: Any,
 ) -> ChatParity:
+    progress = no_progress if lines is None else lines.append
     return compare_chats(
         adapter,
+        load_reference(adapter, Path(adapter.manifest["base_model"]), progress),
         training_set,
         rows,
         found,
         settings=ReleaseSettings(**settings),
         evaluation=CHAT_EVALUATION.model_copy(update=evaluation or {}),
-        progress=no_progress if lines is None else lines.append,
+        progress=progress,
     )
 
 
