@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from tokenizers.normalizers import NFC
 from tokenizers.processors import TemplateProcessing
 
 from pipelines.artifacts import Artifact
@@ -108,12 +110,14 @@ def test_the_context_length_is_measured_on_prompts_with_all_that_may_be_retrieve
 @pytest.fixture(scope="module")
 def bad_gguf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, list[str], list[Path]]:
     """An export that must not be published, what it said, and checkpoints that it wrote: the model has hardly learned
-    anything, so that it never stops, and its tokenizer puts a BOS before texts that its template does not have."""
+    anything, so that it never stops, and its tokenizer puts a BOS before texts that its template does not have; it
+    also composes characters first."""
     folder = tmp_path_factory.mktemp("bad")
     tokenizer = make_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], tokenizer.bos_token_id)]
     )
+    tokenizer.backend_tokenizer.normalizer = NFC()
     training_set = write_chat_set(folder / "training_set", context=True)
     base = make_chat_base(folder / "base", tokenizer=tokenizer)
     adapter = train_chat(base, training_set, folder / "lora_adapter", epochs=1, learning_rate=1e-6)
@@ -154,6 +158,16 @@ def test_a_bos_that_training_never_had_fails_parity(bad_gguf: tuple[Artifact, li
     assert "token ids differ on the rendered prompt of row" in reasons
     assert "at token 0, ['<|im_start|>', 'system', 'Ċ'] in training, ['<|endoftext|>', '<|im_start|>'" in reasons
     assert "16 of 16 prompts would not be served as they were trained on" in reasons
+
+
+def test_characters_that_only_have_to_be_composed_first_are_counted_and_do_not_block(
+    bad_gguf: tuple[Artifact, list[str], list[Path]],
+) -> None:
+    """G6"""
+    artifact, _, _ = bad_gguf
+    tokens = json.loads((artifact.path / "parity.json").read_text(encoding="utf-8"))["tokens"]
+    assert tokens["composed_first"] > 0
+    assert not any("token ids differ on '" in reason for reason in tokens["reasons"])
 
 
 def test_a_bos_of_file_and_template_is_one(bad_gguf: tuple[Artifact, list[str], list[Path]]) -> None:
