@@ -124,7 +124,8 @@ def _near_copies(rows: Sequence[Candidate], kept: Sequence[int], relations: Mapp
 
     index = NearCopies()
     texts = [f"{rows[place].text}\n{rows[place].answer}" for place in kept]
-    for place, text in zip(kept, sign(texts), strict=True):
+    for number, text in sign(texts):
+        place = kept[number]
         found = index.find(text)
         same = [pair for pair in found if rows[pair[1]].labels == rows[place].labels]
         for name, pairs in (("near", same), ("near_other", [] if same else found)):

@@ -3,6 +3,8 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import pytest
+
 from pipelines.labels.candidate import Candidate
 from pipelines.labels.expectations import RELATION_KINDS, Judgement, judge
 from pipelines.labels.relations import relate
@@ -80,14 +82,25 @@ def test_ten_thousand_answers_to_one_prompt_take_seconds_and_short_words() -> No
 
 def test_near_copies_are_what_shares_most_pairs_of_words() -> None:
     index = NearCopies()
-    texts = [LONG, LONG.upper() + "!!", " ".join(reversed(LONG.split())), "one", "???", ""]
-    signed = list(sign(texts))
-    for number, text in enumerate(signed):
+    texts = [LONG, LONG.upper() + "!!", " ".join(reversed(LONG.split())), "one", "???", "one more"]
+    assert [place for place, _ in sign(texts)] == [0, 1], "the others are like nothing, so nobody looks for them"
+    signed = dict(sign([*texts, *texts[2:]]))
+    for number, text in signed.items():
         index.add(number, text)
     assert index.find(signed[0]) == [(1.0, 0), (1.0, 1)]
-    assert index.find(signed[2]) == [(1.0, 2)]
-    assert index.find(signed[3]) == [(1.0, 3)]
-    assert index.find(signed[4]) == [(1.0, 4)]
+    for number in (2, 3, 4, 5):
+        assert index.find(signed[number]) == [(1.0, number), (1.0, number + 4)]
+    assert {place: text.shingles.tolist() for place, text in sign([LONG] * 2)}[1] == signed[0].shingles.tolist()
+
+
+@pytest.mark.parametrize("words", [1, 2, 7, 40])
+def test_a_text_is_signed_alike_whatever_stands_beside_it(words: int) -> None:
+    text = " ".join(f"word{number}" for number in range(words))
+    others = [" ".join(f"other{line}-{number}" for number in range(line % 9)) or "none" for line in range(30)]
+    (_, alone), _ = sign([text, text])
+    found = dict(sign([*others[:15], text, *others[15:], text]))
+    assert found[15].minhash == found[31].minhash == alone.minhash
+    assert len(alone.shingles) == max(1, words - 1)
 
 
 def test_what_an_expectation_says_among_rows_is_a_relation_and_sees_every_sound_row() -> None:
