@@ -219,6 +219,21 @@ _QUESTIONS = (
     "Do tell me about the {a} of {s}.",
     "The {a} of {s} is what?",
 )
+_ABOUT = (
+    "What about {p}?", "How is it with {p}?", "What do you say about {p}?", "Tell me about {p}.",
+    "{p}: what is the rule?", "What holds for {p}?", "What is written about {p}?", "Is there a rule on {p}?",
+    "What must I know about {p}?", "How do you handle {p}?",
+)  # fmt: skip
+_VERBS = (
+    "is paid back", "has to be sent", "is kept", "can be changed", "is free of charge", "is checked", "ends",
+    "is closed", "is repaired", "may be returned", "is answered", "costs nothing", "is blocked",
+    "must be reported", "is charged",
+)  # fmt: skip
+_TERMS = ("within", "after", "for", "up to", "before", "from", "every", "at", "above", "below")
+_HEADERS = (
+    "Name", "Figure", "Item", "Data", "Job", "Price", "Plan", "Limit", "Region", "Time", "Part", "Note", "Step",
+    "Entry",
+)  # fmt: skip
 _QUESTION_FRAMES = (
     "{q}",
     "{q}",
@@ -256,6 +271,11 @@ _QUESTION_FRAMES = (
 _ANSWER = "The {a} of {s} is {v}."
 
 
+_TAILS = (
+    "f| |p|, |f| |p", "n| |f| |p", "f|, |f| |p", "f|; |p| |f", "n| |p|, |f|, |p", "f| (|p|)", "p| |f|, |p", "f|; |f",
+)  # fmt: skip
+"""f: a figure, p: a phrase, n: a number in words."""
+_COUNTS = ("one", "two", "three", "four", "six", "eight", "ten")
 _FIGURES = (
     "{n} {u}", "{m} {u}", "{n}.{d} {u}", "{n} to {m} {u}", "-{k} to {n} {u}", "±{n} {u}", "±{n}.{d} %", "{t} {u}",
     "{m} × {n} × {k} mm", "{n} × {k} cm", "up to {m} {u}", "{n} {u} at {k} °C", "about {m} {u}", "at least {n} {u}",
@@ -266,9 +286,11 @@ _FIGURES = (
 class Draw:
     """Draws everything at random, for training or for measuring."""
 
-    def __init__(self, seed: int, *, held_out: bool = False) -> None:
+    def __init__(self, seed: int, *, held_out: bool = False, lifelike: bool = False) -> None:
         self.random = random.Random(seed)  # noqa: S311 - nothing secret
         self.held_out = held_out
+        self.lifelike = lifelike
+        """Whether texts are cut out of longer documents, and people ask as people do."""
 
     def of(self, options: Sequence[str]) -> str:
         """One of a list: of its last fifth for measuring, of the rest for training."""
@@ -376,6 +398,10 @@ class Draw:
 
     def anything(self) -> str:
         """The value of an attribute of which nothing is known."""
+        if self.lifelike and self.random.random() < 0.3:
+            form = self.random.choice(_TAILS)
+            made = {"f": self.figure, "p": self.phrase, "n": lambda: self.random.choice(_COUNTS)}
+            return "".join(made[part]() if part in made else part for part in form.split("|"))
         chance = self.random.random()
         if chance < 0.5:
             return self.figure()
@@ -736,16 +762,36 @@ def _thing(draw: Draw) -> str:
     return "the " + form.format(w=draw.word(), k=kind, n=draw.random.randint(2, 9), x=draw.word())
 
 
+_COMMON = (
+    _Attribute("weight", Draw.anything, (), ("How heavy is {s}?", "What does {s} weigh?")),
+    _Attribute("size", Draw.anything, (), ("How big is {s}?", "What are the dimensions of {s}?", "How large is {s}?")),
+    _Attribute("noise", Draw.anything, (), ("How loud is {s}?", "How noisy is {s}?")),
+    _Attribute("accuracy", Draw.anything, (), ("How accurate is {s}?", "How exact is {s}?")),
+    _Attribute("range", Draw.anything, (), ("What does {s} measure?", "From where to where does {s} measure?")),
+    _Attribute("radio reach", Draw.anything, (), ("How far does the radio of {s} reach?", "How far away may {s} be?")),
+    _Attribute("battery", Draw.anything, (), ("How long does the battery of {s} last?", "What battery does {s} take?")),
+    _Attribute("working temperature", Draw.anything, (), ("At what temperatures does {s} work?",)),
+    _Attribute("supply", Draw.anything, (), ("How is {s} powered?", "What power supply does {s} need?")),
+    _Attribute("protection", Draw.anything, (), ("Is {s} waterproof?", "How well is {s} protected?")),
+    _Attribute("depth", Draw.anything, (), ("How deep may {s} go?",)),
+    _Attribute("price", Draw.anything, (), ("What does {s} cost?", "How much is {s}?")),
+    _Attribute("warranty months", Draw.anything, (), ("How long is the warranty of {s}?",)),
+    _Attribute("memory", Draw.anything, (), ("How much can {s} store?",)),
+    _Attribute("interval", Draw.anything, (), ("How often does {s} measure?",)),
+)
+
+
 def _open(draw: Draw, number: int) -> list[_Attribute]:
-    """Attributes that nothing is known of."""
+    """Attributes that nothing is known of, and in lifelike texts some that everything has."""
 
     def make() -> str:
         noun = draw.random.choice(words.ATTRIBUTE_NOUNS)
         before = draw.random.choice(("", *[draw.random.choice(words.ATTRIBUTE_WORDS)] * 2))
         return f"{before} {noun}".strip()
 
-    names = {draw.made(make) for _ in range(number)}
-    return [_Attribute(name, Draw.anything) for name in sorted(names)]
+    common = draw.random.sample(_COMMON, draw.random.randint(0, number)) if draw.lifelike else []
+    names = {draw.made(make) for _ in range(number - len(common))} - {each.name for each in common}
+    return [*common, *(_Attribute(name, Draw.anything) for name in sorted(names))]
 
 
 _KINDS = (
@@ -780,6 +826,29 @@ def _fill(template: str, subject: str, attribute: str, value: str) -> str:
     return filled if filled[0] != value[:1] else value[0].upper() + filled[1:]
 
 
+def _called(draw: Draw, subject: str) -> tuple[str, str]:
+    """What people call a subject in a question, and what the answer then calls it."""
+    if not draw.lifelike or not subject.startswith("the ") or draw.random.random() < 0.6:
+        return subject, subject
+    *before, last = subject.removeprefix("the ").split()
+    chance = draw.random.random()
+    if before and chance < 0.35:
+        last = last.lower()
+    elif len(before) > 1 and chance < 0.8:
+        last = before.pop()
+    name = " ".join((*before, last))
+    return f"{draw.random.choice(('the', 'the', 'my', 'our', 'your', 'this'))} {name}", f"the {name}"
+
+
+def _sentence(draw: Draw) -> Fact:
+    """A sentence of a policy: it is asked for by its first words, and answered whole."""
+    about, figure = draw.phrase(), draw.figure()
+    said = f"{about} {draw.random.choice(_VERBS)} {draw.random.choice(_TERMS)} {figure}."
+    asked = draw.of(_QUESTION_FRAMES).replace("{q}", draw.of(_ABOUT).replace("{p}", about))
+    said = said[0].upper() + said[1:]
+    return Fact(about, "", figure, said, asked, said)
+
+
 def _fact(draw: Draw, kind: _Kind, subject: str, attribute: _Attribute, *, listed: str | None = None) -> Fact:
     name = attribute.name
     if kind.attributes is _PRODUCT and draw.random.random() < 0.15:  # attributes without end: read, not remembered
@@ -794,8 +863,38 @@ def _fact(draw: Draw, kind: _Kind, subject: str, attribute: _Attribute, *, liste
     said = _fill(listed or statement, subject, name, value)
     if listed is None and said.endswith("."):
         said = draw.of(_STATEMENT_FRAMES).replace("{x}", said)
-    asked = draw.of(_QUESTION_FRAMES).replace("{q}", _fill(question, subject, name, value))
-    return Fact(subject, name, value, said, asked, _fill(_ANSWER, subject, name, value))
+    called, answered = _called(draw, subject)
+    asked = draw.of(_QUESTION_FRAMES).replace("{q}", _fill(question, called, name, value))
+    return Fact(subject, name, value, said, asked, _fill(_ANSWER, answered, name, value))
+
+
+def _cutting(draw: Draw, kind: _Kind, subject: str, number: int, taken: set[str]) -> tuple[str, list[Fact]]:
+    """One of several texts that were cut out of a document on ``subject``: front matter, a section, or only talk."""
+    pick, bare = draw.random, subject.removeprefix("the ")
+    chance = pick.random()
+    choices = [each for each in kind.attributes or _open(draw, number + 2) if each.name not in taken]
+    attributes = pick.sample(choices, min(number, len(choices)))
+    path = f"{bare} > {draw.of(words.SECTIONS)}\n\n"
+    if chance < 0.2:
+        talk = [f"{draw.phrase()}, {draw.phrase()}.".capitalize() for _ in range(pick.randint(1, 4))]
+        return path + " ".join(talk), []
+    if chance < 0.35:
+        facts = [_fact(draw, kind, subject, attribute, listed="{a}: {v}") for attribute in attributes]
+        keys = [f"{fact.attribute.replace(' ', '_')}: {fact.value}" for fact in facts]
+        return "\n".join((f"{bare}\n\ntitle: {bare}", *keys)), facts
+    if chance < 0.5:
+        header = (pick.choice(_HEADERS), pick.choice(_HEADERS))
+        listed = "Property: {A}; Value: {v}" if pick.random() < 0.5 else f"{header[0]}: {{A}}; {header[1]}: {{v}}"
+        facts = [_fact(draw, kind, subject, attribute, listed=listed) for attribute in attributes]
+    elif chance < 0.6:
+        facts = [_fact(draw, kind, subject, attribute, listed="{a} {v}") for attribute in attributes]
+        return f"{bare}\n\n{bare}, " + ", ".join(fact.statement for fact in facts) + ".", facts
+    elif chance < 0.75:
+        facts = [_sentence(draw) for _ in range(number)]
+        return path + " ".join(fact.statement for fact in facts), facts
+    else:
+        facts = [_fact(draw, kind, subject, attribute, listed="- {A}: {v}") for attribute in attributes]
+    return path + "\n".join(fact.statement for fact in facts), facts
 
 
 def _sections(draw: Draw, kind: _Kind, subject: str, number: int) -> tuple[str, list[Fact]]:
@@ -847,10 +946,20 @@ def texts_and_facts(draw: Draw, *, texts: int, facts: int) -> tuple[list[str], l
         if draw.random.random() < 0.6
         else [draw.random.choice(_KINDS) for _ in range(texts)]
     )
-    for kind in kinds:
+    parts = draw.random.choice((0, 0, 2, 3)) if draw.lifelike else 0
+    for number, kind in enumerate(kinds):
+        if 0 < number < parts:
+            continue  # the first subject has this text too
         subject = kind.subject(draw)
-        text, found = _sections(draw, kind, subject, max(1, facts + draw.random.randint(-1, 2)))
-        written.append(text)
+        found: list[Fact] = []
+        for _ in range(max(1, min(parts, texts)) if number == 0 else 1):
+            many = max(1, facts + draw.random.randint(-1, 2))
+            if parts:
+                text, more = _cutting(draw, kind, subject, many, {fact.attribute for fact in found})
+            else:
+                text, more = _sections(draw, kind, subject, many)
+            written.append(text)
+            found += more
         told += found
         said = {fact.attribute for fact in found}
         others = [each for each in kind.attributes or _open(draw, 3) if each.name not in said]
@@ -858,6 +967,11 @@ def texts_and_facts(draw: Draw, *, texts: int, facts: int) -> tuple[list[str], l
             absent.append(_fact(draw, kind, subject, draw.random.choice(others)))
         if draw.random.random() < 0.5:  # a subject that no text is about
             absent.append(_fact(draw, kind, kind.subject(draw), draw.random.choice(kind.attributes or _open(draw, 3))))
+    if not told:  # all of it was talk
+        return texts_and_facts(draw, texts=texts, facts=facts)
+    if parts:
+        draw.random.shuffle(written)
+        absent += [_sentence(draw)] * any(not fact.attribute for fact in told)
     said_of = {(fact.subject, fact.attribute) for fact in told}
     return written, told, [fact for fact in absent if (fact.subject, fact.attribute) not in said_of]
 
@@ -883,10 +997,11 @@ def chat(draw: Draw, *, texts: int, facts: int, questions: int, absent: float = 
             continue
         fact = draw.random.choice(told)
         same = [other for other in told if other.subject == fact.subject and other.attribute != fact.attribute]
-        if same and draw.random.random() < 0.1:
+        if same and fact.attribute and draw.random.random() < 0.1:
             other = draw.random.choice(same)
             question = f"What are the {fact.attribute} and the {other.attribute} of {fact.subject}?"
-            answer = f"{fact.answer[:-1]}, and the {other.attribute} is {other.value}."
+            first = _fill(_ANSWER, fact.subject, fact.attribute, fact.value)
+            answer = f"{first[:-1]}, and the {other.attribute} is {other.value}."
             asked.append((question, answer))
         else:
             asked.append((fact.question, fact.answer))

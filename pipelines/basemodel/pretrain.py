@@ -35,7 +35,7 @@ class Recipe:
     heads: int = 4
     feed_forward: int = 768
     context: int = 2048
-    tokens: int = 21_300_000
+    tokens: int = 24_600_000
     batch_tokens: int = 8192
     learning_rate: float = 3e-3
     warmup_steps: int = 100
@@ -61,6 +61,7 @@ class _Stage:
     questions: tuple[int, int]
     absent: float = 0.25
     """Share of questions whose answer no text tells."""
+    lifelike: bool = False
     first: float = 1.0
     """What an answer's first token counts: it decides between answering and refusing."""
 
@@ -70,7 +71,8 @@ _STAGES = (
     _Stage(967, 512, 0.1, (1, 2), (2, 4), (4, 8)),
     _Stage(1000, 512, 0.05, (1, 3), (2, 4), (3, 8)),
     _Stage(1300, 512, 0.05, (1, 3), (2, 4), (3, 8), absent=0.33, first=4.0),
-    _Stage(math.inf, 1024, 0.03, (2, 5), (3, 6), (4, 10), absent=0.33, first=4.0),
+    _Stage(1500, 1024, 0.03, (2, 5), (3, 6), (4, 10), absent=0.33, first=4.0),
+    _Stage(math.inf, 1024, 0.03, (2, 5), (3, 6), (4, 10), absent=0.33, lifelike=True, first=4.0),
 )
 
 
@@ -79,7 +81,7 @@ def batch(recipe: Recipe, tokenizer: Any, step: int) -> tuple[Any, Any]:
     import numpy as np
 
     stage = next(stage for stage in _STAGES if step < stage.until)
-    draw = Draw(recipe.seed * 1_000_003 + step)
+    draw = Draw(recipe.seed * 1_000_003 + step, lifelike=stage.lifelike)
     pick = draw.random
     separator = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     ids: list[int] = []
@@ -282,9 +284,9 @@ def _save_state(path: Path, model: Any, optimisers: list[Any], step: int, curve:
 
 def measure(model: Any, tokenizer: Any, *, questions: int, seed: int = 1) -> dict[str, float]:
     """Shares of held-out questions on three texts that are answered rightly, and refused where they do not tell."""
-    draw = Draw(seed, held_out=True)
-    there = [case(draw) for _ in range(questions)]
-    absent = [case(draw, absent=True) for _ in range(questions)]
+    draws = [Draw(seed, held_out=True, lifelike=lifelike) for lifelike in (False, True)]
+    there = [case(draws[number % 2]) for number in range(questions)]
+    absent = [case(draws[number % 2], absent=True) for number in range(questions)]
     answers = answers_of(model, tokenizer, [*there, *absent])
     right = sum(each.value is not None and each.value in said for each, said in zip(there, answers, strict=False))
     refused = sum("do not know" in said for said in answers[questions:])
