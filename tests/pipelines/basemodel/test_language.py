@@ -60,3 +60,16 @@ def test_practice_says_everything_twice() -> None:
     lines = practice(Draw(3), items=6).splitlines()
     assert len(lines) == 12
     assert sorted(lines[:6]) == sorted(lines[6:])
+
+
+def test_lifelike_texts_share_a_subject_and_questions_call_it_by_other_names() -> None:
+    draw = Draw(5, lifelike=True)
+    shared = renamed = 0
+    for _ in range(100):
+        context, told, _ = texts_and_facts(draw, texts=3, facts=3)
+        subjects = {each.subject for each in told if each.attribute}
+        shared += any(sum(name.removeprefix("the ") in text for text in context) > 1 for name in subjects)
+        renamed += any(each.attribute and each.subject.lower() not in each.question.lower() for each in told)
+        assert all(each.value.lower() in "\n".join(context).lower() for each in told)
+    assert shared > 20
+    assert renamed > 20
