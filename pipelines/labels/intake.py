@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ _SHORT = 200  # characters
 _KEPT = ("text", "messages", "rejected", "context", "raw")
 _OTHER_TEXT = "about the same item as quite another text"
 """Kind of the warning that ``labels.key_column`` may name different things by the same key."""
+_OTHER_ITEM = "counts beside quite another text with the same key, in another file"
+"""Kind of the warning that two rows are taken for two items, as no ``labels.key_column`` is named."""
 _HARDLY = 0.2  # share of common words
+_COMPARED = 20  # items of one key that a row is compared with: more of them are numbers, counted anew in each file
 _VERDICT = ("state", "reasons", "warnings", "suite")
 
 
@@ -216,7 +220,7 @@ def take_in(
                     row.update(_kept(again))
                 if row["state"] == WITHDRAWN:
                     row.update(state=None, reasons=[])
-        aside, others = _set_aside(known_rows + new_rows, decided, wanted.replaced)
+        aside, others = _set_aside(known_rows + new_rows, decided, wanted.replaced, named=_names_items(settings))
         _decide(
             known_rows + new_rows,
             aside,
@@ -394,19 +398,22 @@ def _new_rows(
     splits: dict[str, Split] = {}
     for row in sorted(known_rows, key=lambda row: bool(row["state"] == WITHDRAWN)):
         splits.setdefault(row["group"], row["split"])
-    of_items: dict[str, Split] = {}
+    named = _names_items(settings)
+    of_items: dict[str, tuple[Split, str]] = {}
     for row in known_rows:
-        of_items.setdefault(row["item"], row["split"])
+        of_items.setdefault(row["item"], (row["split"], row["text"]))
     received = now()
     rows = []
     for number, example in enumerate(submitted):
         group = example.group or text_group(example.text)
-        split = example.split or (None if example.key is None else of_items.get(example.key)) or splits.get(group)
+        known = None if example.key is None else of_items.get(example.key)
+        of_item = None if known is None or (not named and _differ(known[1], example.text)) else known[0]
+        split = example.split or of_item or splits.get(group)
         if split is None:
             split = split_of(group, held_out_share=held_out_share, validation_share=settings.validation_share)
         splits.setdefault(group, split)
         if example.key is not None:
-            of_items.setdefault(example.key, split)
+            of_items.setdefault(example.key, (split, example.text))
         rows.append(
             {
                 "use_case": use_case,
@@ -446,11 +453,11 @@ def _kept(row: Submitted) -> dict[str, Any]:
 
 
 def _set_aside(
-    rows: Iterable[dict[str, Any]], decided: Mapping[str, Review], replaced: Mapping[str, str]
+    rows: Iterable[dict[str, Any]], decided: Mapping[str, Review], replaced: Mapping[str, str], *, named: bool
 ) -> tuple[set[str], dict[str, str]]:
     """Give rows that are not to be judged their state; the others lose a state of that kind.
 
-    Returns the ids of the former, and by id of the others where a row stood with quite another text about their item.
+    Returns the ids of the former, and by id of the others a warning where quite another text has their key.
     """
     standing: list[dict[str, Any]] = []
     aside: set[str] = set()
@@ -472,14 +479,13 @@ def _set_aside(
             put(row, QUARANTINED, reason)
         else:
             standing.append(row)
-    newer = _superseded(standing)
-    others: dict[str, str] = {}
+    newer, others = _superseded(standing, named=named)
     for row in standing:
         by = newer.get(row["example_id"])
         if by is not None:
             put(row, SUPERSEDED, f"superseded: a newer row is about the same item, {by['location']}")
             if _differ(row["text"], by["text"]):
-                others[by["example_id"]] = row["location"]
+                others[by["example_id"]] = f"{_OTHER_TEXT}: {row['location']}"
         elif row["state"] == SUPERSEDED:
             row.update(state=None, reasons=[])
     return aside, others
@@ -491,18 +497,30 @@ def _differ(one: str, other: str) -> bool:
     return len(words & others) < _HARDLY * len(words | others)
 
 
-def _superseded(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The newest row about the same item, by the id of each older one.
+def _names_items(settings: LabelSettings) -> bool:
+    """Whether somebody said that a key names the same item in every file."""
+    return "key_column" in settings.model_fields_set
+
+
+def _superseded(rows: Iterable[dict[str, Any]], *, named: bool) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The newest row about the same item, by the id of each older one; and warnings, by the id of a row.
 
     The newest is labelled last. A row that does not say when was labelled when the last row about the item came in its
     file; of these the last line counts.
     """
-    items: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    keys: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         if row["item"] is not None:
-            items[row["item"]].append(row)
+            keys[row["item"]].append(row)
     newer: dict[str, dict[str, Any]] = {}
-    for same in items.values():
+    others: dict[str, str] = {}
+    items: list[list[dict[str, Any]]] = []
+    for same in keys.values():
+        apart = [same] if named else _told_apart(same)
+        items += apart
+        for one, other in pairwise(apart):
+            others[other[0]["example_id"]] = f"{_OTHER_ITEM}: {one[0]['location']}"
+    for same in items:
         if len(same) == 1:
             continue
         came: dict[str, datetime] = {}
@@ -516,7 +534,27 @@ def _superseded(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
         newest = max(same, key=order)
         newer |= {row["example_id"]: newest for row in same if row is not newest}
-    return newer
+    return newer, others
+
+
+def _told_apart(same: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows with one key, by item: each file may number its rows anew, so that in another one quite another text has it.
+
+    A correction has words of what it corrects, or stands in the same file.
+    """
+    apart: list[list[dict[str, Any]]] = []
+    of_file: dict[str, list[dict[str, Any]]] = {}
+    for row in same:
+        file = _file(row["location"])
+        item = of_file.get(file)
+        if item is None:
+            item = next((each for each in apart[-_COMPARED:] if not _differ(each[-1]["text"], row["text"])), None)
+        if item is None:
+            item = []
+            apart.append(item)
+        item.append(row)
+        of_file[file] = item
+    return apart
 
 
 def _decide(
@@ -534,8 +572,8 @@ def _decide(
 ) -> None:
     """Judge ``rows`` and write state, reasons, warnings and suite into them, and what is kept of those that are masked.
 
-    Rows that are set ``aside`` are only masked; ``others`` are those with another text about the same item. ``more``
-    are further arguments of ``judge``.
+    Rows that are set ``aside`` are only masked; ``others`` are warnings of other texts with the same key. ``more`` are
+    further arguments of ``judge``.
     """
     masking = masks(settings)
     resting = [row for row in rows if row["example_id"] in aside]
@@ -568,7 +606,7 @@ def _decide(
             warnings = warnings + [f"{reason} (released {released[row['example_id']].by})" for reason in reasons]
             reasons = []
         if row["example_id"] in others:
-            warnings = [*warnings, f"{_OTHER_TEXT}: {others[row['example_id']]}"]
+            warnings = [*warnings, others[row["example_id"]]]
         row.update(state=QUARANTINED if reasons else ACCEPTED, reasons=reasons, warnings=warnings, suite=suite)
         _keep(row, judgement.masked, settings)
     if masking:
@@ -577,7 +615,8 @@ def _decide(
 
 def _own(reasons: Iterable[str]) -> list[str]:
     """Without what is only so because of other rows."""
-    return [reason for reason in reasons if _kind(reason) not in RELATION_KINDS and _kind(reason) != _OTHER_TEXT]
+    by_others = RELATION_KINDS | {_OTHER_TEXT, _OTHER_ITEM}
+    return [reason for reason in reasons if _kind(reason) not in by_others]
 
 
 def _stays(reasons: Iterable[str]) -> bool:

@@ -78,7 +78,8 @@ class LabelSettings(Settings):
     key_column: str = Field(
         default="id",
         description="Column naming the item: of several rows about one item only the newest counts, so that a "
-        "correction replaces what it corrects.",
+        "correction replaces what it corrects. Unless it is named, another file's row with the same key and next to no "
+        "word in common is another item: files may number their rows anew.",
     )
     time_column: str = Field(
         default="time",

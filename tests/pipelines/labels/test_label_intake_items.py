@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pipelines.labels.settings import LabelSettings
+
 Letters = Callable[..., list[dict[str, Any]]]
 
 
@@ -116,8 +118,27 @@ def test_who_labelled_is_counted_among_the_accepted(inbox: Any, letters: Letters
     assert report.quarantined == 1
 
 
-def test_a_key_that_names_different_things_is_warned_of(inbox: Any, letters: Letters) -> None:
-    """Two files that each count their rows from 1."""
+def test_files_that_each_count_their_rows_supersede_nothing_of_each_other(inbox: Any, letters: Letters) -> None:
+    """A correction in another file still does: it has words of what it corrects."""
+    first, second = letters(2)
+    inbox.write("a.jsonl", {**first, "id": 1}, {**second, "id": 2})
+    other = {"id": 1, "text": "Do you sell bicycles?", "label": "sales"}
+    inbox.write("b.jsonl", other, {**second, "id": 2, "label": "returns"})
+    report = inbox.take_in()
+    assert (report.accepted, report.superseded) == (3, 1)
+    assert report.warnings == {"counts beside quite another text with the same key, in another file": 1}
+    inbox.write("c.jsonl", {**other, "label": "billing"})
+    report = inbox.take_in()
+    assert (report.accepted, report.superseded) == (3, 2), "of its own item, not of the first with that key"
+    inbox.write("b.jsonl", {**other, "text": "May I come and see you?"})
+    assert inbox.take_in().superseded == 0, "what is no longer in its file is withdrawn"
+    states = dict(inbox.stored("location", "state"))
+    assert (states["a.jsonl:1"], states["c.jsonl:1"]) == ("accepted", "accepted")
+
+
+def test_a_named_key_that_names_different_things_is_warned_of(inbox: Any, letters: Letters) -> None:
+    """Two files that each count their rows from 1, where the settings say that a key is one item everywhere."""
+    inbox.settings = LabelSettings.model_validate({**inbox.settings.model_dump(exclude_unset=True), "key_column": "id"})
     first, second = letters(2)
     inbox.write("a.jsonl", {**first, "id": 1}, {**second, "id": 2})
     inbox.write(
