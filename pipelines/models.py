@@ -37,7 +37,8 @@ def model_folder(name: str, revision: str | None) -> Path:
     if not folder.is_dir():
         if not _HUB_ID.match(name):
             raise ConfigError(
-                f"model {name!r} is neither {BUNDLED!r} nor {BUNDLED_CHAT!r}, nor a folder that exists, nor a Hub id like 'owner/name'"
+                f"model {name!r} is neither {BUNDLED!r} nor {BUNDLED_CHAT!r}, nor a folder that exists, nor a Hub id "
+                "like 'owner/name'"
             )
         if revision is None:
             raise ConfigError(f"model {name!r} is a Hub id: pin its revision (a commit), so that it cannot change")

@@ -96,7 +96,7 @@ class PromptSettings(Settings):
     refusal: str = Field(
         default="I do not know.",
         min_length=1,
-        description="What a right answer begins with where nothing relevant was retrieved.",
+        description="What a right answer says where nothing relevant was retrieved, at its beginning or later.",
     )
     answer_format: AnswerFormat | None = Field(default=None, description="What every answer has to look like.")
     context_tokens: int = Field(

@@ -17,7 +17,7 @@ from pipelines.basemodel import vocabulary as words
 from pipelines.prompt import Message, PromptSettings, build_messages
 
 REFUSAL = PromptSettings().refusal
-"""What the model says where the text does not tell."""
+"""What the model says where the text does not tell, once it has said of what: it looks that up as it would to answer."""
 
 _SETTINGS = PromptSettings()
 _OTHER_PROMPTS = (
@@ -286,10 +286,11 @@ _FIGURES = (
 class Draw:
     """Draws everything at random, for training or for measuring."""
 
-    def __init__(self, seed: int, *, held_out: bool = False, lifelike: bool = False) -> None:
+    def __init__(self, seed: int, *, held_out: bool = False, lifelike: bool = False, curt: bool = False) -> None:
         self.random = random.Random(seed)  # noqa: S311 - nothing secret
         self.held_out = held_out
         self.lifelike = lifelike
+        self.curt = curt
         """Whether texts are cut out of longer documents, and people ask as people do."""
 
     def of(self, options: Sequence[str]) -> str:
@@ -400,7 +401,11 @@ class Draw:
         """The value of an attribute of which nothing is known."""
         if self.lifelike and self.random.random() < 0.3:
             form = self.random.choice(_TAILS)
-            made = {"f": self.figure, "p": self.phrase, "n": lambda: self.random.choice(_COUNTS)}
+            made: dict[str, Callable[[], str]] = {
+                "f": self.figure,
+                "p": self.phrase,
+                "n": lambda: self.random.choice(_COUNTS),
+            }
             return "".join(made[part]() if part in made else part for part in form.split("|"))
         chance = self.random.random()
         if chance < 0.5:
@@ -976,12 +981,20 @@ def texts_and_facts(draw: Draw, *, texts: int, facts: int) -> tuple[list[str], l
     return written, told, [fact for fact in absent if (fact.subject, fact.attribute) not in said_of]
 
 
+def refusal(draw: Draw, fact: Fact) -> str:
+    """What is said where no text tells ``fact``; a ``curt`` draw says no more than that it does not know."""
+    if draw.curt or not fact.attribute:
+        return REFUSAL
+    return f"{fact.answer.removesuffix(f'{fact.value}.')}not stated: {REFUSAL}"
+
+
 def case(draw: Draw, *, texts: int = 3, facts: int = 4, absent: bool = False) -> Case:
     """One question on ``texts`` texts; ``absent``: on something that they do not say."""
     while True:
         context, told, untold = texts_and_facts(draw, texts=texts, facts=facts)
         if absent and untold:
-            return Case(tuple(context), draw.random.choice(untold).question, REFUSAL, None)
+            fact = draw.random.choice(untold)
+            return Case(tuple(context), fact.question, refusal(draw, fact), None)
         if not absent:
             fact = draw.random.choice(told)
             return Case(tuple(context), fact.question, fact.answer, fact.value)
@@ -993,7 +1006,8 @@ def chat(draw: Draw, *, texts: int, facts: int, questions: int, absent: float = 
     asked: list[tuple[str, str]] = []
     for _ in range(questions):
         if untold and draw.random.random() < absent:
-            asked.append((draw.random.choice(untold).question, REFUSAL))
+            fact = draw.random.choice(untold)
+            asked.append((fact.question, refusal(draw, fact)))
             continue
         fact = draw.random.choice(told)
         same = [other for other in told if other.subject == fact.subject and other.attribute != fact.attribute]
@@ -1008,7 +1022,8 @@ def chat(draw: Draw, *, texts: int, facts: int, questions: int, absent: float = 
     system = draw.of(_SYSTEMS).replace("{company}", draw.company())
     found: Sequence[str] = context
     if draw.random.random() < 0.04:  # nothing was retrieved
-        found, asked = (), [(asked[0][0], REFUSAL)]
+        fact = draw.random.choice(told)
+        found, asked = (), [(fact.question, refusal(draw, fact))]
     first, answer = asked[0]
     settings = _SETTINGS.model_copy(update={"context_tokens": 1_000_000, "system": system})
     if draw.random.random() < 0.3:

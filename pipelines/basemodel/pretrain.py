@@ -21,9 +21,6 @@ from pipelines.basemodel.tokenizer import END_OF_TEXT, encode_chat, save_tokeniz
 from pipelines.environment import available_cores
 from pipelines.fingerprint import write_json_atomically
 
-_OTHER_TOKENS = 0.15
-"""What a token counts that is no answer's: names and numbers there cannot be foreseen."""
-
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -62,17 +59,22 @@ class _Stage:
     absent: float = 0.25
     """Share of questions whose answer no text tells."""
     lifelike: bool = False
+    curt: bool = False
+    """Whether refusals say no more than that it does not know."""
+    others: float = 0.15
+    """What a token counts that is no answer's: names and numbers there cannot be foreseen."""
     first: float = 1.0
-    """What an answer's first token counts: it decides between answering and refusing."""
+    """What an answer's first token counts: where refusals are curt, it decides between answering and refusing."""
 
 
 _STAGES = (
-    _Stage(396, 256, 0.5, (1, 1), (1, 3), (2, 4)),
-    _Stage(967, 512, 0.1, (1, 2), (2, 4), (4, 8)),
-    _Stage(1000, 512, 0.05, (1, 3), (2, 4), (3, 8)),
-    _Stage(1300, 512, 0.05, (1, 3), (2, 4), (3, 8), absent=0.33, first=4.0),
-    _Stage(1500, 1024, 0.03, (2, 5), (3, 6), (4, 10), absent=0.33, first=4.0),
-    _Stage(math.inf, 1024, 0.03, (2, 5), (3, 6), (4, 10), absent=0.33, lifelike=True, first=4.0),
+    _Stage(396, 256, 0.5, (1, 1), (1, 3), (2, 4), curt=True),
+    _Stage(967, 512, 0.1, (1, 2), (2, 4), (4, 8), curt=True),
+    _Stage(1000, 512, 0.05, (1, 3), (2, 4), (3, 8), curt=True),
+    _Stage(1300, 512, 0.05, (1, 3), (2, 4), (3, 8), absent=0.33, curt=True, first=4.0),
+    _Stage(1500, 1024, 0.03, (2, 5), (3, 6), (4, 10), absent=0.33, curt=True, first=4.0),
+    _Stage(2200, 512, 0.03, (1, 3), (3, 5), (3, 8), lifelike=True, others=0.05),
+    _Stage(math.inf, 1024, 0.03, (2, 4), (3, 6), (4, 10), lifelike=True, others=0.05),
 )
 
 
@@ -81,7 +83,7 @@ def batch(recipe: Recipe, tokenizer: Any, step: int) -> tuple[Any, Any]:
     import numpy as np
 
     stage = next(stage for stage in _STAGES if step < stage.until)
-    draw = Draw(recipe.seed * 1_000_003 + step, lifelike=stage.lifelike)
+    draw = Draw(recipe.seed * 1_000_003 + step, lifelike=stage.lifelike, curt=stage.curt)
     pick = draw.random
     separator = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     ids: list[int] = []
@@ -109,7 +111,7 @@ def batch(recipe: Recipe, tokenizer: Any, step: int) -> tuple[Any, Any]:
             pieces, answers = encode_chat(tokenizer, turns)
             before = [False, *answers[:-1]]
             counted = [
-                _OTHER_TOKENS if not answer else 1.0 if goes_on else stage.first
+                stage.others if not answer else 1.0 if goes_on else stage.first
                 for answer, goes_on in zip(answers, before, strict=True)
             ]
         if len(pieces) >= stage.length:  # an answer without its text teaches to make it up

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.basemodel.language import REFUSAL, Draw, Fact, texts_and_facts
+from pipelines.basemodel.language import REFUSAL, Draw, Fact, refusal, texts_and_facts
 from pipelines.prompt import AnswerFormat, PromptSettings
 
 Kind = Literal["fact", "unknown", "hand over"]
@@ -29,7 +29,7 @@ _BODY = r"(?:{refusal}|{hand_over}|The [^\n]+ of [^\n]+ is [^\n]+\.)".format(  #
 ANSWER_FORMAT = AnswerFormat(regex=rf"{re.escape(GREETING)}\n{re.escape(SECTION)}{_BODY}\n{re.escape(ENDING)}")
 """What every answer looks like: three lines, the middle one of three forms."""
 
-PROMPT = PromptSettings(refusal=f"{GREETING}\n{SECTION}{REFUSAL}", answer_format=ANSWER_FORMAT)
+PROMPT = PromptSettings(answer_format=ANSWER_FORMAT)
 """Said to the model as by default; how its answers are judged is the desk's own."""
 
 _HAND_OVERS = (
@@ -152,7 +152,7 @@ def support_desk(
             for each in pick.sample(told, facts)
         ),
         *(
-            Question(each.question, "unknown", each.subject, in_manner(REFUSAL), None)
+            Question(each.question, "unknown", each.subject, in_manner(refusal(draw, each)), None)
             for each in pick.sample(absent, unknown)
         ),
     ]

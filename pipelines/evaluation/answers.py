@@ -61,11 +61,19 @@ def begins(answer: str, opening: str) -> bool:
     return bool(wanted) and words(answer)[: len(wanted)] == wanted
 
 
+def refuses(answer: str, refusal: str) -> bool:
+    """Whether ``answer`` says the words of ``refusal``, at its beginning or once it has said of what."""
+    said, wanted = words(answer), words(refusal)
+    return bool(wanted) and any(
+        said[start : start + len(wanted)] == wanted for start in range(len(said) - len(wanted) + 1)
+    )
+
+
 def row_kind(context: Sequence[str] | None, reference: str, refusal: str) -> Kind | None:
     """Whether a right answer refuses: nothing was retrieved, or the reference refuses; None without retrieval."""
     if context is None:
         return None
-    return "unanswerable" if not context or begins(reference, refusal) else "answerable"
+    return "unanswerable" if not context or refuses(reference, refusal) else "answerable"
 
 
 def refusal_score(answer: str, reference: str, refusal: str, kind: Kind | None) -> float:
@@ -75,10 +83,10 @@ def refusal_score(answer: str, reference: str, refusal: str, kind: Kind | None) 
     """
     if kind is None:
         return float("nan")
-    refuses = begins(answer, refusal)
+    refused = refuses(answer, refusal)
     if kind == "unanswerable":
-        return float(refuses or begins(answer, _first_sentence(reference)))
-    return float(bool(answer.strip()) and not refuses)
+        return float(refused or begins(answer, _first_sentence(reference)))
+    return float(bool(answer.strip()) and not refused)
 
 
 def supported(
@@ -116,8 +124,8 @@ def supported_score(
     """``supported`` where something was retrieved; saying nothing, or refusing what can be answered, scores 0."""
     if kind is None or not citations:
         return float("nan")
-    if begins(answer, refusal):
-        return float(kind == "unanswerable" or begins(reference, refusal))
+    if refuses(answer, refusal):
+        return float(kind == "unanswerable" or refuses(reference, refusal))
     return supported(answer, sources, common=common, citations=citations)[0] if answer.strip() else 0.0
 
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from pipelines.evaluation.answers import (
     balanced,
-    begins,
     common_words,
     exact_match,
     refusal_score,
+    refuses,
     row_kind,
     supported,
     supported_score,
@@ -119,8 +119,10 @@ def test_a_refusal_is_right_only_where_there_is_nothing_to_answer_from() -> None
     assert row_kind((), "x", REFUSAL) == "unanswerable"
     assert row_kind(("text",), "i do not know, sorry", REFUSAL) == "unanswerable"
     assert row_kind(("text",), "It is red.", REFUSAL) == "answerable"
-    assert begins("I do not know. Ask us.", REFUSAL)
-    assert not begins("I do not", REFUSAL)
+    assert refuses("I do not know. Ask us.", REFUSAL)
+    assert refuses("Its colour is not stated: I do not know.", REFUSAL)
+    assert not refuses("I do not", REFUSAL)
+    assert not refuses("It is not known what I do.", REFUSAL)
     assert refusal_score("I do not know.", "No idea! Sorry.", REFUSAL, "unanswerable") == 1
     assert refusal_score("No idea, honestly", "No idea! Sorry.", REFUSAL, "unanswerable") == 1
     assert refusal_score("It is red.", "No idea! Sorry.", REFUSAL, "unanswerable") == 0
