@@ -17,7 +17,7 @@ from pipelines.basemodel import vocabulary as words
 from pipelines.prompt import Message, PromptSettings, build_messages
 
 REFUSAL = PromptSettings().refusal
-"""What the model says where the text does not tell, once it has said of what: it looks that up as it would to answer."""
+"""What the model says where the text does not tell, after it has said of what: that is looked up as for an answer."""
 
 _SETTINGS = PromptSettings()
 _OTHER_PROMPTS = (
