@@ -32,7 +32,7 @@ class Recipe:
     heads: int = 4
     feed_forward: int = 768
     context: int = 2048
-    tokens: int = 24_600_000
+    tokens: int = 49_152_000
     batch_tokens: int = 8192
     learning_rate: float = 3e-3
     warmup_steps: int = 100
@@ -73,7 +73,7 @@ _STAGES = (
     _Stage(1000, 512, 0.05, (1, 3), (2, 4), (3, 8), curt=True),
     _Stage(1300, 512, 0.05, (1, 3), (2, 4), (3, 8), absent=0.33, curt=True, first=4.0),
     _Stage(1500, 1024, 0.03, (2, 5), (3, 6), (4, 10), absent=0.33, curt=True, first=4.0),
-    _Stage(2200, 512, 0.03, (1, 3), (3, 5), (3, 8), lifelike=True, others=0.05),
+    _Stage(3500, 512, 0.03, (1, 3), (3, 5), (3, 8), lifelike=True, others=0.05),
     _Stage(math.inf, 1024, 0.03, (2, 4), (3, 6), (4, 10), lifelike=True, others=0.05),
 )
 
