@@ -241,6 +241,28 @@ feedback = sa.Table(
 )
 """What applications report: an answer, a correction, a thumb."""
 
+answers = sa.Table(
+    "answers",
+    metadata,
+    sa.Column("use_case", sa.String(64), primary_key=True),
+    sa.Column("answer_id", sa.String(64), primary_key=True),
+    sa.Column("answered_at", UtcDateTime, nullable=False),
+    sa.Column("messages", sa.JSON, nullable=False),  # the chat up to the question: [{"role", "content"}]
+    sa.Column("answer", sa.Text, nullable=False),
+    sa.Column("hits", sa.JSON),  # what was retrieved: [{"source", "document_id", "version", "text", ...}]; null: nobody
+    sa.Column("version", sa.String(128), nullable=False),  # published version that answered
+    sa.Column("file", sa.Text, nullable=False),  # its GGUF file
+    sa.Column("finish", sa.String(16), nullable=False),  # stop | length | cancelled
+    sa.Column("refused", sa.Boolean, nullable=False),  # said that it does not know
+    sa.Column("conversation", sa.String(256)),
+    sa.Column("author", sa.Text),  # who asked
+    sa.Column("prompt_tokens", sa.Integer, nullable=False),
+    sa.Column("answer_tokens", sa.Integer, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),  # from the question to the last word
+    sa.Index("answers_by_time", "use_case", "answered_at"),
+)
+"""What served models answered, for feedback to refer to."""
+
 approvals = sa.Table(
     "approvals",
     metadata,

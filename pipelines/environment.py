@@ -40,6 +40,8 @@ class Environment(BaseSettings):
     """Of the Hugging Face Hub, where versions are sent there too."""
     feedback_token: SecretStr | None = Field(default=None, alias="FRESHET_FEEDBACK_TOKEN")
     """What every report to ``pipelines.feedback`` has to bring; unset, it listens to this machine only."""
+    serve_token: SecretStr | None = Field(default=None, alias="FRESHET_SERVE_TOKEN")
+    """What every request to ``pipelines.serve`` has to bring; unset, it listens to this machine only."""
     llama_cpp_root: Path | None = Field(default=None, alias="LLAMA_CPP_ROOT")
     """A llama.cpp checkout whose converter is used instead of the bundled one."""
 

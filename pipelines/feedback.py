@@ -8,28 +8,24 @@ listened to, and pages of other sites, which a browser on this machine may show,
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
-import ipaddress
-import json
 import logging
-import secrets
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Literal
 
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from pipelines.admission import SHOWN, RefusedError, admit, check_address, check_json, read_json, refusal_headers
 from pipelines.catalog import open_catalog
 from pipelines.declaration import USE_CASES, Declaration, declared, load_declaration
 from pipelines.environment import Environment
@@ -40,8 +36,7 @@ from pipelines.prompt import Message, Role
 
 LARGEST_BODY = 1_000_000
 """Bytes of a report."""
-_BODY_SECONDS = 20.0
-_SHOWN = 100  # characters of a value that is not right
+TOKEN = "FRESHET_FEEDBACK_TOKEN"  # noqa: S105 the variable's name
 
 _log = logging.getLogger("uvicorn.error")
 
@@ -116,33 +111,29 @@ class Report(BaseModel):
         )
 
 
-class _RefusedError(Exception):
-    """An answer other than 2xx; never leaves this module."""
-
-    def __init__(self, status: int, error: str) -> None:
-        super().__init__(error)
-        self.status = status
-
-
-def application(catalog: sa.Engine, token: SecretStr | None, *, use_cases: Path = USE_CASES) -> Starlette:
+def application(
+    catalog: sa.Engine, token: SecretStr | None, *, use_cases: Path = USE_CASES, variable: str = TOKEN
+) -> Starlette:
     """The ASGI application.
 
     Args:
         catalog: where reports are stored.
         token: what each report has to bring; None: nothing, from this machine only.
+        variable: where the token comes from.
         use_cases: folder of the use cases that reports can be about; a new one is known at once.
     """
 
     async def report(request: Request) -> JSONResponse:
-        _admit(request, token)
-        given = _parsed(await _body(request))
+        check_json(request)
+        admit(request, token, variable=variable)
+        given = await read_json(request, LARGEST_BODY)
         name = given.get("use_case") if isinstance(given, dict) else None
         if isinstance(name, str):
             declaration = await run_in_threadpool(_declaration, name, use_cases)
         try:
             checked = Report.model_validate(given)
         except ValidationError as error:
-            raise _RefusedError(422, _said(error)) from error
+            raise RefusedError(422, _said(error)) from error
         _check_labels(checked, declaration)
         feedback = checked.feedback()
         try:
@@ -150,10 +141,10 @@ def application(catalog: sa.Engine, token: SecretStr | None, *, use_cases: Path 
                 record_feedback, catalog, checked.use_case, feedback, labels=declaration.labels
             )
         except ConfigError as error:
-            raise _RefusedError(409, str(error)) from error
+            raise RefusedError(409, str(error)) from error
         except sa.exc.SQLAlchemyError as error:
             _log.error("feedback of %s not stored: %s", checked.use_case, type(error).__name__)
-            raise _RefusedError(503, "the catalog cannot be reached: send it again later") from error
+            raise RefusedError(503, "the catalog cannot be reached: send it again later") from error
         _log.info("feedback %s of %s %s", feedback.feedback_id, checked.use_case, "stored" if new else "known")
         return JSONResponse({"id": feedback.feedback_id, "new": new}, status_code=201 if new else 200)
 
@@ -161,13 +152,12 @@ def application(catalog: sa.Engine, token: SecretStr | None, *, use_cases: Path 
         try:
             await run_in_threadpool(_reach, catalog)
         except sa.exc.SQLAlchemyError as error:
-            raise _RefusedError(503, "the catalog cannot be reached") from error
+            raise RefusedError(503, "the catalog cannot be reached") from error
         return JSONResponse({"status": "ok"})
 
     async def refused(_: Request, error: Exception) -> JSONResponse:
-        status = error.status if isinstance(error, _RefusedError) else 500
-        headers = {401: {"WWW-Authenticate": "Bearer"}, 413: {"Connection": "close"}, 408: {"Connection": "close"}}
-        return JSONResponse({"error": str(error)}, status_code=status, headers=headers.get(status))
+        status = error.status if isinstance(error, RefusedError) else 500
+        return JSONResponse({"error": str(error)}, status_code=status, headers=refusal_headers(status))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -179,71 +169,9 @@ def application(catalog: sa.Engine, token: SecretStr | None, *, use_cases: Path 
             Route("/feedback", report, methods=["POST"]),
             Route("/health", health, methods=["GET"]),
         ],
-        exception_handlers={_RefusedError: refused},
+        exception_handlers={RefusedError: refused},
         lifespan=lifespan,
     )
-
-
-def _admit(request: Request, token: SecretStr | None) -> None:
-    """Refuse who may not report; without a token that is everybody but programs on this machine."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise _RefusedError(415, "the body has to be JSON: Content-Type: application/json")
-    if token is not None:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        right = secrets.compare_digest(given.strip().encode(), token.get_secret_value().encode())
-        if scheme.lower() != "bearer" or not right:
-            raise _RefusedError(401, "the token is missing or wrong: Authorization: Bearer <FRESHET_FEEDBACK_TOKEN>")
-        return
-    # A page of another site cannot set these: its name may point here (DNS rebinding), but it stays in the Host.
-    if not _is_this_machine(_host(f"//{request.headers.get('host', '')}")):
-        raise _RefusedError(403, "without a token only localhost, 127.0.0.1 or [::1] can be asked for")
-    origin = request.headers.get("origin")
-    if origin is not None and not _is_this_machine(_host(origin)):
-        raise _RefusedError(403, f"without a token pages of {origin!r:.{_SHOWN}} cannot report")
-
-
-def _host(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
-
-
-def _is_this_machine(host: str | None) -> bool:
-    """Whether a name can only be this machine: other names may be made to point to it."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False
-
-
-async def _body(request: Request) -> bytes:
-    too_long = _RefusedError(413, f"the body is larger than {LARGEST_BODY} bytes")
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > LARGEST_BODY:
-        raise too_long
-    body = bytearray()
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            async for part in request.stream():
-                body += part
-                if len(body) > LARGEST_BODY:
-                    raise too_long
-    except TimeoutError as error:
-        raise _RefusedError(408, f"the body did not come within {_BODY_SECONDS:g} s") from error
-    except ClientDisconnect as error:
-        raise _RefusedError(400, "the body broke off") from error
-    return bytes(body)
-
-
-def _parsed(body: bytes) -> Any:
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        return json.loads(body.decode("utf-8"), parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise _RefusedError(422, f"the body is not JSON: {error!s:.{_SHOWN}}") from error
 
 
 def _said(error: ValidationError) -> str:
@@ -252,7 +180,7 @@ def _said(error: ValidationError) -> str:
     for each in error.errors(include_url=False)[:5]:
         place = ".".join(map(str, each["loc"]))
         message = each["msg"].removeprefix("Value error, ")
-        given = "" if each["type"] in ("missing", "value_error") else f", not {each['input']!r:.{_SHOWN}}"
+        given = "" if each["type"] in ("missing", "value_error") else f", not {each['input']!r:.{SHOWN}}"
         if each["type"] == "extra_forbidden":
             message, given = f"unknown; fields are {', '.join(Report.model_fields)}", ""
         said.append(f"{place}: {message}{given}" if place else f"{message}{given}")
@@ -262,12 +190,12 @@ def _said(error: ValidationError) -> str:
 def _declaration(name: str, use_cases: Path) -> Declaration:
     known = declared(use_cases)
     if name not in known:
-        raise _RefusedError(404, f"no use case {name!r:.{_SHOWN}}; there are: {', '.join(known) or 'none'}")
+        raise RefusedError(404, f"no use case {name!r:.{SHOWN}}; there are: {', '.join(known) or 'none'}")
     try:
         return _loaded(name, use_cases, (use_cases / name / "defs.yaml").stat().st_mtime_ns)
     except (FreshetError, OSError) as error:
         _log.error("use case %s is not valid, `dg check yaml` shows where", name)  # values of it may be secret
-        raise _RefusedError(503, f"the use case {name!r} is not valid: whoever keeps it has to correct it") from error
+        raise RefusedError(503, f"the use case {name!r} is not valid: whoever keeps it has to correct it") from error
 
 
 @lru_cache(maxsize=64)
@@ -280,7 +208,7 @@ def _check_labels(report: Report, declaration: Declaration) -> None:
     labels, settings = report.labels, declaration.labels
     if declaration.task == "generate":
         if labels is not None:
-            raise _RefusedError(
+            raise RefusedError(
                 422, f"labels: {declaration.name} trains a model that generates: send correction instead"
             )
         return
@@ -291,26 +219,14 @@ def _check_labels(report: Report, declaration: Declaration) -> None:
     if labels is None:
         return
     if settings.categories is not None and (unknown := sorted(set(labels) - set(settings.categories))):
-        raise _RefusedError(422, f"label {unknown[0]!r:.{_SHOWN}} is not one of {', '.join(settings.categories)}")
+        raise RefusedError(422, f"label {unknown[0]!r:.{SHOWN}} is not one of {', '.join(settings.categories)}")
     if not settings.multi_label and len(set(labels)) != 1:
-        raise _RefusedError(422, f"labels: one label is wanted, not {labels!r:.{_SHOWN}}")
+        raise RefusedError(422, f"labels: one label is wanted, not {labels!r:.{SHOWN}}")
 
 
 def _reach(catalog: sa.Engine) -> None:
     with catalog.connect() as connection:
         connection.execute(sa.select(sa.literal(1)))
-
-
-def check_address(host: str, token: SecretStr | None) -> None:
-    """Refuse to be open to others without a token.
-
-    Raises:
-        ConfigError: ``host`` is no address of this machine alone, and there is no token.
-    """
-    if token is None and not _is_this_machine(host):
-        raise ConfigError(
-            f"host {host!r} can be reached from other machines: set FRESHET_FEEDBACK_TOKEN, or listen on 127.0.0.1"
-        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -322,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     environment = Environment()
     try:
-        check_address(given.host, environment.feedback_token)
+        check_address(given.host, environment.feedback_token, variable=TOKEN)
         serve = _server(open_catalog(environment.catalog_url), environment.feedback_token, given)
     except (FreshetError, sa.exc.SQLAlchemyError) as error:
         said = str(error) if isinstance(error, FreshetError) else "the catalog cannot be reached (DATABASE_URL)"

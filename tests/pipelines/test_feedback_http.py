@@ -324,14 +324,14 @@ def test_it_ends_when_told_to_and_keeps_what_it_took(tmp_path: Path) -> None:
 def test_it_is_open_to_other_machines_only_with_a_token(host: str, tmp_path: Path) -> None:
     from pydantic import SecretStr
 
+    from pipelines.admission import check_address
     from pipelines.errors import ConfigError
-    from pipelines.feedback import check_address
 
     with pytest.raises(ConfigError, match="set FRESHET_FEEDBACK_TOKEN"):
-        check_address(host, None)
-    check_address(host, SecretStr("x"))
+        check_address(host, None, variable="FRESHET_FEEDBACK_TOKEN")
+    check_address(host, SecretStr("x"), variable="FRESHET_FEEDBACK_TOKEN")
     for own in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
-        check_address(own, None)
+        check_address(own, None, variable="FRESHET_FEEDBACK_TOKEN")
 
 
 def test_it_does_not_start_open_to_others_and_loads_nothing_heavy(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Published chat models, answering: retrieval, prompt, llama.cpp."""
