@@ -23,7 +23,7 @@ from pipelines.errors import ArtifactError, ConfigError
 from pipelines.labels.review import Decision
 from pipelines.labels.review import decide as decide_on_example
 from pipelines.labels.settings import LabelSettings
-from pipelines.release.registry import rollback
+from pipelines.release.registry import promote, rollback
 from pipelines.stores import Stores
 
 USE_CASE_TAG = "freshet/use_case"
@@ -163,7 +163,8 @@ def rollback_job(declaration: Declaration) -> dg.JobDefinition:
     def move_champion_back(
         context: dg.OpExecutionContext, config: RollbackConfig, stores: dg.ResourceParam[Stores]
     ) -> None:
-        version = rollback(stores.environment.registry_url, use_case, config.version)
+        with permanent_failures():
+            version = rollback(stores.environment.registry_url, use_case, config.version)
         context.log.info(f"{use_case} serves {version.version} again")
         metadata: dict[str, Any] = {"version": version.version, "rolled_back": True, "dagster/uri": version.uri}
         context.log_event(dg.AssetMaterialization([use_case, "published_model"], metadata=metadata))
@@ -173,6 +174,32 @@ def rollback_job(declaration: Declaration) -> dg.JobDefinition:
         "rollback",
         f"Serves an earlier published version of {use_case} again; deletes nothing.",
         move_champion_back,
+    )
+
+
+class PromotionConfig(dg.Config):
+    """Which version to serve."""
+
+    version: str
+    """Any published one."""
+
+
+def promote_job(declaration: Declaration) -> dg.JobDefinition:
+    """Move the champion pointer to any published version."""
+    use_case = declaration.name
+
+    @dg.op(name=f"{use_case}_move_champion", out=dg.Out(dg.Nothing))
+    def move_champion(
+        context: dg.OpExecutionContext, config: PromotionConfig, stores: dg.ResourceParam[Stores]
+    ) -> None:
+        with permanent_failures():
+            version = promote(stores.environment.registry_url, use_case, config.version)
+        context.log.info(f"{use_case} serves {version.version}")
+        metadata: dict[str, Any] = {"version": version.version, "promoted": True, "dagster/uri": version.uri}
+        context.log_event(dg.AssetMaterialization([use_case, "published_model"], metadata=metadata))
+
+    return _job(
+        declaration, "promote", f"Serves any published version of {use_case}, the newest or an old one.", move_champion
     )
 
 

@@ -21,6 +21,7 @@ from pipelines.jobs import (
     audit_index_job,
     forget_job,
     labels_job,
+    promote_job,
     refresh_job,
     retrain_job,
     review_examples_job,
@@ -82,7 +83,7 @@ class UseCase(Declaration, dg.Component, dg.Resolvable):
                 published_model_asset(self),
             ]
             checks.append(parity_check(self))
-            jobs += [retrain, rollback_job(self)]
+            jobs += [retrain, promote_job(self), rollback_job(self)]
             if self.evaluation.gate.approval:
                 jobs.append(approve_candidate_job(self))
             sensors.append(retraining_sensor(self, settings, retrain, running=running))

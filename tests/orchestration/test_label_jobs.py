@@ -41,7 +41,9 @@ class Desk(Dagster):
                 "near_duplicates": "off",
             },
             "fine_tune": {"task": "generate", **fine_tune},
-            "evaluation": {"held_out_share": 0.3},
+            "evaluation": {"held_out_share": 0.3, "gate": {"minimum_rows": 5}, "maximum_answer_tokens": 32},
+            "prompt": {"context_tokens": 200},
+            "release": {"quantisations": ["F16", "Q8_0"]},
         }
         component: Any = UseCase.model_validate(attributes)
         built = component.build_defs(SimpleNamespace(path=self.folder))
@@ -116,8 +118,8 @@ def test_a_quarantined_example_is_released_by_a_job_and_stays_so(desk: Desk) -> 
     assert "nothing to decide" in failures(nothing)
 
 
-def test_chats_become_an_adapter_that_is_judged_by_its_answers(desk: Desk, tmp_path: Path) -> None:
-    """T12: what is trained is prompted as what is evaluated."""
+def test_chats_become_a_published_model_that_writes_as_it_was_judged(desk: Desk, tmp_path: Path) -> None:
+    """T12: what is trained is prompted as what is evaluated, and as what is published."""
     base = make_chat_base(tmp_path / "base")
     desk.change(
         base_model=str(base),
@@ -134,11 +136,16 @@ def test_chats_become_an_adapter_that_is_judged_by_its_answers(desk: Desk, tmp_p
             for thing in COLOURS
         ]
     )
-    keys = ("labelled_examples", "training_set", "lora_adapter", "evaluation_report")
-    result = desk.run("desk_retrain", asset_selection=[dg.AssetKey(["desk", name]) for name in keys])
+    result = desk.run("desk_retrain")
     assert result.success, failures(result)
     adapter, report = desk.metadata("desk", "lora_adapter"), desk.metadata("desk", "evaluation_report")
     assert adapter["manifest"]["task"] == "generate"
     assert report["candidate_token_f1"] > report["base_token_f1"]
     assert "data:image/png" in report["metrics"]
     assert "question" in report["samples"]
+    gguf, published = desk.metadata("desk", "gguf_model"), desk.metadata("desk", "published_model")
+    assert checks(result)["parity"]
+    assert gguf["F16_answers_equal"] == 1.0
+    assert "data:image/png" in gguf["size_against_agreement"]
+    assert published["version"] == "v1"
+    assert "desk-Q8_0.gguf" in published["model_card"]

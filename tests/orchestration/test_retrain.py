@@ -164,6 +164,13 @@ def test_labels_become_a_published_model_a_tie_is_refused_and_a_rollback_has_not
     assert "rolled back" in failures(back)
     assert complaints.served() == "v1"
 
+    forward = {"ops": {"complaints_move_champion": {"config": {"version": "v9"}}}}
+    nowhere = complaints.run("complaints_promote", config=forward)
+    assert "has no version 'v9'; published: v1" in failures(nowhere)
+    forward["ops"]["complaints_move_champion"]["config"]["version"] = "v1"
+    assert complaints.run("complaints_promote", config=forward).success
+    assert complaints.metadata("complaints", "published_model")["promoted"] is True
+
 
 def test_a_deliberately_bad_model_is_not_published(complaints: Complaints) -> None:
     """T7: labels at random teach nothing."""
