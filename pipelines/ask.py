@@ -1,4 +1,8 @@
-"""The query surface: ``python -m pipelines.ask <use case> "question"``, and the calls behind it."""
+"""The query surface: ``python -m pipelines.ask <use case> "question"``, and the calls behind it.
+
+A use case with a published chat model answers, and says what it is from; one without, or ``--hits``, shows what its
+index has. The library call for an answer is ``pipelines.serving.answering.answer``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pipelines.corpus.filters import Filters, parsed_filters
 from pipelines.corpus.search import Hit, checked_limit, search
@@ -17,6 +21,9 @@ from pipelines.declaration import declared, load_declaration
 from pipelines.environment import Environment
 from pipelines.errors import ConfigError, FreshetError, NotBuiltError
 from pipelines.stores import Stores
+
+if TYPE_CHECKING:
+    from pipelines.serving.answering import Answer, Citation
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("use_case", help=f"one of: {', '.join(declared())}")
     parser.add_argument("question", nargs="?", help="what to look up in the index")
+    parser.add_argument("--hits", action="store_true", help="show what the index has, whether or not a model answers")
     parser.add_argument("--classify", metavar="TEXT", help="classify TEXT with the published model instead")
     parser.add_argument("--top-k", type=int, metavar="N", help="how many chunks to return (1 to 100)")
     parser.add_argument(
@@ -133,18 +141,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--principal", action="append", default=[], metavar="NAME", help="group or user who asks; repeat for several"
     )
     parser.add_argument(
-        "--neighbours", type=int, default=0, metavar="N", help="show N chunks before and after each hit too"
+        "--neighbours", type=int, default=0, metavar="N", help="show N chunks before and after each hit too: as --hits"
     )
-    parser.add_argument("--mode", choices=get_args(Mode), help="search by meaning, by words, or by both")
+    parser.add_argument("--mode", choices=get_args(Mode), help="search by meaning, by words, or by both: as --hits")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
     if (given.question is None) == (given.classify is None):
         parser.error("give either a question or --classify TEXT")
+    only_hits = given.hits or given.neighbours > 0 or given.mode is not None
     try:
         if given.classify is not None:
             answer: dict[str, Any] = asdict(classify(given.use_case, given.classify))
             lines = [f"{', '.join(answer['labels']) or '(no label)'}   [{answer['version']}, {answer['file']}]"]
             lines += [f"  {score:.3f}  {name}" for name, score in _ranked(answer["scores"])]
+        elif not only_hits and _answers(given.use_case):
+            said = _answer(given)
+            answer = {"use_case": given.use_case, "question": given.question, **asdict(said)}
+            lines = _told(said)
         else:
             hits = ask(
                 given.use_case,
@@ -167,6 +180,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = json.dumps(answer, ensure_ascii=False, indent=2, default=_isoformat) if given.json else "\n".join(lines)
     print(text or "Nothing is found: no document fits, or the sources are empty.")
     return 0
+
+
+def _answers(use_case: str) -> bool:
+    """Whether a published chat model answers; without one, the index shows what it has.
+
+    Raises:
+        ConfigError: there is no such use case.
+        NotBuiltError: it trains a chat model, none is published yet, and there is no index to show either.
+    """
+    declaration = load_declaration(use_case)
+    if declaration.fine_tune is None or declaration.task != "generate":
+        return False
+    from pipelines.release.registry import champion
+
+    if champion(Environment().registry_url, use_case) is not None:
+        return True
+    if not declaration.sources:
+        raise NotBuiltError(f"{use_case} has no published model yet: run the job {use_case}_retrain first")
+    print(f"{use_case} has no published model yet (job {use_case}_retrain): this is its index", file=sys.stderr)
+    return False
+
+
+def _answer(given: argparse.Namespace) -> Answer:
+    from pipelines.serving.answering import answer
+
+    return answer(
+        given.use_case,
+        given.question,
+        principals=given.principal,
+        filters=parsed_filters(given.filter),
+        top_k=given.top_k,
+    )
+
+
+def _told(said: Answer) -> list[str]:
+    """An answer for people."""
+    lines = [said.text or "(It said nothing.)", ""]
+    lines += [_cited(citation) for citation in said.citations]
+    if said.hits is not None and not said.citations:
+        found = "nothing relevant was found" if not said.hits else f"{len(said.hits)} passages were found"
+        lines.append(f"It is from no document: {found}.")
+    cut = ", cut at the most tokens of an answer" if said.finish == "length" else ""
+    return [*lines, f"{said.version}, {said.file}{cut}"]
+
+
+def _cited(citation: Citation) -> str:
+    updated = "unknown" if citation.updated_at is None else f"{citation.updated_at:%Y-%m-%d %H:%M}"
+    old = "" if citation.age_seconds is None else f" ({_age(citation.age_seconds)} ago)"
+    return (
+        f"[{citation.number}] {citation.title}   {citation.uri}   version {citation.version[:16]}   "
+        f"updated {updated}{old}, indexed {citation.indexed_at:%Y-%m-%d %H:%M:%S} UTC"
+    )
+
+
+def _age(seconds: float) -> str:
+    for name, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {name}{'s' * (count > 1)}"
+    return f"{int(seconds)} s"
 
 
 def _ranked(scores: dict[str, float]) -> list[tuple[str, float]]:

@@ -1,10 +1,10 @@
 """Erasure: ``python -m pipelines.erasure <use case> --document source/id`` or ``--key PERSON``, and the call behind it.
 
 Vectors, texts and catalog rows go, from every collection, the replaced and half-built ones included, and with labelled
-examples the feedback that they were made of and the decisions about them; a note by hash keeps the next sync or intake
-from bringing them back. Evaluation reports lose the rows, and what models answered in evaluations is deleted; what was
-measured stays. Training sets and models are immutable: the answer lists those that used what was erased, so that
-somebody can retrain without it and withdraw them.
+examples the feedback that they were made of and the decisions about them, with documents what served models answered
+from them; a note by hash keeps the next sync or intake from bringing them back. Evaluation reports lose the rows, and
+what models answered in evaluations is deleted; what was measured stays. Training sets and models are immutable: the
+answer lists those that used what was erased, so that somebody can retrain without it and withdraw them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from pipelines.corpus.ledger import SQL_VALUES, DocumentKey, forget_rows, pages,
 from pipelines.declaration import Declaration, declared, load_declaration
 from pipelines.environment import Environment
 from pipelines.errors import ConfigError, FreshetError
-from pipelines.evaluation.stored import ANSWERS, erase_rows, stored_answers
+from pipelines.evaluation.stored import ANSWERS as ANSWERS_FOLDER
+from pipelines.evaluation.stored import erase_rows, stored_answers
 from pipelines.fingerprint import text_hash
 from pipelines.labels.feedback import FEEDBACK, forgotten_name, item_of
 from pipelines.labels.feedback import reports as all_reports
 from pipelines.labels.review import TO_JUDGE
 from pipelines.release.registry import versions
+from pipelines.serving.records import ANSWERS, answers_about, delete_answers
 from pipelines.stores import Stores
 
 
@@ -50,12 +52,14 @@ class Erasure:
     reviews: tuple[str, ...]
     """Ids of the examples that the decisions were about."""
     mentions: tuple[str, ...]
-    """Documents, ``labels/<example id>`` and ``feedback/<id>`` left alone whose text contains the key: look at each,
-    and name it if it has to go."""
+    """Documents, ``labels/<example id>``, ``feedback/<id>`` and ``answers/<id>`` left alone whose text contains the
+    key: look at each, and name it if it has to go."""
     reports: tuple[str, ...]
     """Folders of evaluation reports that rows of erased examples are taken out of."""
     answers: int
     """Answers of models to held-out rows, stored to save time, that are deleted: nobody knows what they are made of."""
+    served: tuple[str, ...]
+    """Ids of answers that served models gave."""
     approvals: tuple[str, ...]
     """Evaluation reports whose approval no longer says by whom, and why."""
     training_sets: tuple[str, ...]
@@ -74,6 +78,7 @@ class Erasure:
             f"{len(self.examples)} labelled examples, {len(self.feedback)} feedbacks, {len(self.reviews)} reviews"
         )
         labelled += f", {self.answers} stored answers" * bool(self.answers)
+        labelled += f", {len(self.served)} served answers" * bool(self.served)
         lines = [f"{len(self.documents)} documents, {labelled} {would}erased{gone}"]
         for title, names in (
             ("documents", self.documents),
@@ -101,10 +106,10 @@ def forget(
     Args:
         declaration: the use case.
         stores: its catalog and index.
-        documents: each as ``source/document_id``, ``labels/<example id>`` or ``feedback/<id>``.
+        documents: each as ``source/document_id``, ``labels/<example id>``, ``feedback/<id>`` or ``answers/<id>``.
         key: of a person (customer number, e-mail address): erases every document with that id or with that value in a
-            declared metadata field, every labelled example of that group or author, every feedback of that
-            conversation or author, every decision of that author, and who gave that author's approvals.
+            declared metadata field, every labelled example of that group or author, every feedback and every served
+            answer of that conversation or author, every decision of that author, and who gave that author's approvals.
         dry_run: only say what would be erased.
 
     Raises:
@@ -131,11 +136,22 @@ def forget(
             (schema.FORGOTTEN_EXAMPLES, each) for each in examples
         }
         mentions -= {(FEEDBACK, each) for each in reports}
+    given, told = answers_about(
+        catalog,
+        declaration.name,
+        documents=wanted,
+        people=people,
+        ids={name for source, name in named - wanted if source == ANSWERS},
+        key=key,
+    )
+    mentions |= {(ANSWERS, each) for each in told}
     sets = _training_sets(declaration.name, examples, catalog)
     approved = _approved(declaration.name, people, catalog)
     noted = _noted(declaration.name, catalog) | {text_hash(each) for each in examples}
     reports_of = [path for _, path in _artifacts(declaration.name, "evaluation_report", catalog)]
-    answers = [each / ANSWERS for each in sorted({path.parent for path in reports_of})] if wanted or examples else []
+    answers = (
+        [each / ANSWERS_FOLDER for each in sorted({path.parent for path in reports_of})] if wanted or examples else []
+    )
     stored = sum(map(stored_answers, answers))
     points = dict.fromkeys(collections, 0)
     if not dry_run:
@@ -143,6 +159,7 @@ def forget(
         for collection in collections:
             points[collection] = _take_out(collection, wanted, catalog, stores.index)
         _delete_labelled(declaration.name, examples, reports, decided, catalog)
+        delete_answers(catalog, declaration.name, given)
         _anonymise(declaration.name, approved, catalog)
         for folder in answers:
             shutil.rmtree(folder, ignore_errors=True)
@@ -156,6 +173,7 @@ def forget(
         mentions=tuple(sorted("/".join(each) for each in mentions - wanted)),
         reports=tuple(str(path) for path in reports_of if erase_rows(path, noted, dry_run=dry_run)),
         answers=stored,
+        served=tuple(sorted(given)),
         approvals=tuple(approved),
         training_sets=tuple(str(path) for path in sets.values()),
         adapters=tuple(_adapters(declaration.name, sets, catalog)),
@@ -170,10 +188,10 @@ def forget(
 
 def _document_key(name: str, sources: Iterable[str]) -> DocumentKey:
     source, slash, document_id = name.partition("/")
-    if not slash or not document_id or source not in {*sources, schema.FORGOTTEN_EXAMPLES, FEEDBACK}:
+    if not slash or not document_id or source not in {*sources, schema.FORGOTTEN_EXAMPLES, FEEDBACK, ANSWERS}:
         raise ConfigError(
             f"document {name!r} is not source/document_id; sources: {', '.join(sorted(sources)) or 'none'}; or "
-            f"{schema.FORGOTTEN_EXAMPLES}/<example id>, {FEEDBACK}/<id>"
+            f"{schema.FORGOTTEN_EXAMPLES}/<example id>, {FEEDBACK}/<id>, {ANSWERS}/<id>"
         )
     return source, document_id
 
@@ -365,7 +383,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="SOURCE/ID",
-        help="or labels/ID, feedback/ID; may be repeated",
+        help="or labels/ID, feedback/ID, answers/ID; may be repeated",
     )
     parser.add_argument("--key", help="a person's key: customer number, e-mail address")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be erased")

@@ -12,10 +12,11 @@ import contextlib
 import logging
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -33,6 +34,7 @@ from pipelines.errors import ConfigError, FreshetError
 from pipelines.labels.answers import wrong_turns
 from pipelines.labels.feedback import Feedback, labels_in, record_feedback
 from pipelines.prompt import Message, Role
+from pipelines.serving.records import stored_answer
 
 LARGEST_BODY = 1_000_000
 """Bytes of a report."""
@@ -71,15 +73,23 @@ class Report(BaseModel):
     origin: Literal["human", "rule", "model"] = "human"
     id: str | None = Field(default=None, pattern=r"^[!-~]{1,64}$")
     """The application's own; without one, a report that is sent twice counts twice."""
+    answer_id: str | None = Field(default=None, min_length=1, max_length=64)
+    """Of an answer that ``pipelines.serve`` gave: what was asked, retrieved and answered, and by which version, is
+    known then."""
 
     @model_validator(mode="after")
     def _whole(self) -> Report:
-        if (self.question is None) == (self.messages is None):
-            raise ValueError("give either question or messages")
+        known = [self.question, self.messages, self.answer, self.context, self.version]
+        if self.answer_id is not None and any(each is not None for each in known):
+            raise ValueError("answer_id stands for question, messages, answer, context and version: leave these out")
+        if self.answer_id is None and (self.question is None) == (self.messages is None):
+            raise ValueError("give either question or messages, or answer_id")
         if self.thumb is None and self.correction is None and self.labels is None:
             raise ValueError("give a correction, labels, or a thumb: up or down")
         if self.correction is not None and self.labels is not None:
             raise ValueError("give either correction or labels")
+        if self.answer_id is not None:
+            return self
         if self.thumb in ("up", 1) and self.correction is None and self.labels is None and not self.answer:
             raise ValueError("a thumb up needs the answer that it approves")
         wrong = wrong_turns([*self.turns, Message("assistant", "…")])
@@ -94,9 +104,9 @@ class Report(BaseModel):
             return tuple(Message(turn.role, turn.content) for turn in self.messages)
         return (Message("user", self.question or ""),)
 
-    def feedback(self) -> Feedback:
-        """What is stored."""
-        return Feedback(
+    def feedback(self, given: Mapping[str, Any] | None = None) -> Feedback:
+        """What is stored; ``given`` is the row of the answer that ``answer_id`` names."""
+        found = Feedback(
             feedback_id=self.id or uuid.uuid4().hex,
             messages=self.turns,
             answer=self.answer,
@@ -108,6 +118,16 @@ class Report(BaseModel):
             conversation=self.conversation,
             author=self.author,
             origin=self.origin,
+        )
+        if given is None:
+            return found
+        return replace(
+            found,
+            messages=tuple(Message(turn["role"], turn["content"]) for turn in given["messages"]),
+            answer=given["answer"],
+            context=None if given["hits"] is None else tuple(hit["text"] for hit in given["hits"]),
+            version=given["version"],
+            conversation=self.conversation or given["conversation"],
         )
 
 
@@ -135,8 +155,9 @@ def application(
         except ValidationError as error:
             raise RefusedError(422, _said(error)) from error
         _check_labels(checked, declaration)
-        feedback = checked.feedback()
         try:
+            given = await run_in_threadpool(_answered, catalog, checked)
+            feedback = checked.feedback(given)
             new = await run_in_threadpool(
                 record_feedback, catalog, checked.use_case, feedback, labels=declaration.labels
             )
@@ -172,6 +193,18 @@ def application(
         exception_handlers={RefusedError: refused},
         lifespan=lifespan,
     )
+
+
+def _answered(catalog: sa.Engine, report: Report) -> dict[str, Any] | None:
+    """The answer that a report names."""
+    if report.answer_id is None:
+        return None
+    found = stored_answer(catalog, report.use_case, report.answer_id)
+    if found is None:
+        raise RefusedError(
+            404, f"answer_id: {report.use_case} has no answer {report.answer_id!r}: it was never given, or is forgotten"
+        )
+    return found
 
 
 def _said(error: ValidationError) -> str:

@@ -168,15 +168,16 @@ def _row(reported: Feedback) -> dict[str, Any]:
     for name in ("labels", "context"):
         row[name] = None if row[name] is None else list(row[name])
     row["received_at"] = reported.received_at or now()
-    return {name: _storable(value) for name, value in row.items()}
+    return {name: storable(value) for name, value in row.items()}
 
 
-def _storable(value: Any) -> Any:
+def storable(value: Any) -> Any:
+    """``value`` without what Postgres cannot hold in a text."""
     if isinstance(value, str):
         return _UNSTORABLE.sub("\x1a", value)
     if isinstance(value, list):
-        return [_storable(inner) for inner in value]
-    return {name: _storable(inner) for name, inner in value.items()} if isinstance(value, dict) else value
+        return [storable(inner) for inner in value]
+    return {name: storable(inner) for name, inner in value.items()} if isinstance(value, dict) else value
 
 
 def _masked(settings: LabelSettings, row: dict[str, Any]) -> dict[str, Any]:
