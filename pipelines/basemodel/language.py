@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -283,14 +284,17 @@ _FIGURES = (
 )  # fmt: skip
 
 
+_RUDE = re.compile("fuck|cock|dick|shit|cunt|twat|piss|tit", re.IGNORECASE)
+"""What syllables at random should not make."""
+
+
 class Draw:
     """Draws everything at random, for training or for measuring."""
 
-    def __init__(self, seed: int, *, held_out: bool = False, lifelike: bool = False, curt: bool = False) -> None:
+    def __init__(self, seed: int, *, held_out: bool = False, lifelike: bool = False) -> None:
         self.random = random.Random(seed)  # noqa: S311 - nothing secret
         self.held_out = held_out
         self.lifelike = lifelike
-        self.curt = curt
         """Whether texts are cut out of longer documents, and people ask as people do."""
 
     def of(self, options: Sequence[str]) -> str:
@@ -316,7 +320,8 @@ class Draw:
         def make() -> str:
             syllables = self.random.choice((2, 2, 3))
             parts = [choose(words.ONSETS) + choose(words.NUCLEI) + choose(words.CODAS) for _ in range(syllables)]
-            return "".join(parts).capitalize()
+            name = "".join(parts).capitalize()
+            return make() if _RUDE.search(name) else name
 
         return self.made(make)
 
@@ -869,8 +874,26 @@ def _fact(draw: Draw, kind: _Kind, subject: str, attribute: _Attribute, *, liste
     if listed is None and said.endswith("."):
         said = draw.of(_STATEMENT_FRAMES).replace("{x}", said)
     called, answered = _called(draw, subject)
-    asked = draw.of(_QUESTION_FRAMES).replace("{q}", _fill(question, called, name, value))
+    if draw.lifelike and not draw.held_out and draw.random.random() < 0.4:
+        asked = _worded_anew(draw, _fill(question, called, name, value), called, name)
+    else:
+        asked = draw.of(_QUESTION_FRAMES).replace("{q}", _fill(question, called, name, value))
     return Fact(subject, name, value, said, asked, _fill(_ANSWER, answered, name, value))
+
+
+def _worded_anew(draw: Draw, question: str, subject: str, attribute: str) -> str:
+    """A question among words that mean nothing: frames that were never heard are read over, not read into."""
+    pick = draw.random
+    before, after = (draw.phrase() if pick.random() < 0.6 else "" for _ in range(2))
+    if pick.random() < 0.5:
+        opening = f"{before.capitalize()}{pick.choice(('.', ',', ':', '!', ' -'))} " if before else ""
+        return f"{opening}{question}" + (f" {after.capitalize()}." if after else "")
+    parts = [before, f"the {attribute}" if pick.random() < 0.5 else attribute, subject, after]
+    if pick.random() < 0.4:
+        parts[1:3] = parts[2:0:-1]
+    parts.insert(2, pick.choice(("of", "for", "in", "with", "on", "at", "by", ",", ":", "-")))
+    asked = " ".join(part for part in parts if part).replace(" ,", ",").replace(" :", ":")
+    return asked[0].upper() + asked[1:] + pick.choice(("?", "?", ".", ""))
 
 
 def _cutting(draw: Draw, kind: _Kind, subject: str, number: int, taken: set[str]) -> tuple[str, list[Fact]]:
@@ -981,9 +1004,9 @@ def texts_and_facts(draw: Draw, *, texts: int, facts: int) -> tuple[list[str], l
     return written, told, [fact for fact in absent if (fact.subject, fact.attribute) not in said_of]
 
 
-def refusal(draw: Draw, fact: Fact) -> str:
-    """What is said where no text tells ``fact``; a ``curt`` draw says no more than that it does not know."""
-    if draw.curt or not fact.attribute:
+def refusal(fact: Fact) -> str:
+    """What is said where no text tells ``fact``."""
+    if not fact.attribute:
         return REFUSAL
     return f"{fact.answer.removesuffix(f'{fact.value}.')}not stated: {REFUSAL}"
 
@@ -994,7 +1017,7 @@ def case(draw: Draw, *, texts: int = 3, facts: int = 4, absent: bool = False) ->
         context, told, untold = texts_and_facts(draw, texts=texts, facts=facts)
         if absent and untold:
             fact = draw.random.choice(untold)
-            return Case(tuple(context), fact.question, refusal(draw, fact), None)
+            return Case(tuple(context), fact.question, refusal(fact), None)
         if not absent:
             fact = draw.random.choice(told)
             return Case(tuple(context), fact.question, fact.answer, fact.value)
@@ -1004,12 +1027,15 @@ def chat(draw: Draw, *, texts: int, facts: int, questions: int, absent: float = 
     """Texts and questions on them with their answers, as a chat to train on; a share of ``absent`` is not told."""
     context, told, untold = texts_and_facts(draw, texts=texts, facts=facts)
     asked: list[tuple[str, str]] = []
-    for _ in range(questions):
-        if untold and draw.random.random() < absent:
-            fact = draw.random.choice(untold)
-            asked.append((fact.question, refusal(draw, fact)))
+    any_fact = draw.random.choice(told)
+    draw.random.shuffle(told)
+    draw.random.shuffle(untold)
+    while (told or untold) and len(asked) < questions:  # none twice: the answer before would be all there is to read
+        if not told or (untold and draw.random.random() < absent):
+            fact = untold.pop()
+            asked.append((fact.question, refusal(fact)))
             continue
-        fact = draw.random.choice(told)
+        fact = told.pop()
         same = [other for other in told if other.subject == fact.subject and other.attribute != fact.attribute]
         if same and fact.attribute and draw.random.random() < 0.1:
             other = draw.random.choice(same)
@@ -1022,8 +1048,7 @@ def chat(draw: Draw, *, texts: int, facts: int, questions: int, absent: float = 
     system = draw.of(_SYSTEMS).replace("{company}", draw.company())
     found: Sequence[str] = context
     if draw.random.random() < 0.04:  # nothing was retrieved
-        fact = draw.random.choice(told)
-        found, asked = (), [(fact.question, refusal(draw, fact))]
+        found, asked = (), [(any_fact.question, refusal(any_fact))]
     first, answer = asked[0]
     settings = _SETTINGS.model_copy(update={"context_tokens": 1_000_000, "system": system})
     if draw.random.random() < 0.3:

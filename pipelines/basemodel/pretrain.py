@@ -32,7 +32,7 @@ class Recipe:
     heads: int = 4
     feed_forward: int = 768
     context: int = 2048
-    tokens: int = 49_152_000
+    tokens: int = 57_344_000
     batch_tokens: int = 8192
     learning_rate: float = 3e-3
     warmup_steps: int = 100
@@ -59,22 +59,17 @@ class _Stage:
     absent: float = 0.25
     """Share of questions whose answer no text tells."""
     lifelike: bool = False
-    curt: bool = False
-    """Whether refusals say no more than that it does not know."""
     others: float = 0.15
     """What a token counts that is no answer's: names and numbers there cannot be foreseen."""
-    first: float = 1.0
-    """What an answer's first token counts: where refusals are curt, it decides between answering and refusing."""
 
 
 _STAGES = (
-    _Stage(396, 256, 0.5, (1, 1), (1, 3), (2, 4), curt=True),
-    _Stage(967, 512, 0.1, (1, 2), (2, 4), (4, 8), curt=True),
-    _Stage(1000, 512, 0.05, (1, 3), (2, 4), (3, 8), curt=True),
-    _Stage(1300, 512, 0.05, (1, 3), (2, 4), (3, 8), absent=0.33, curt=True, first=4.0),
-    _Stage(1500, 1024, 0.03, (2, 5), (3, 6), (4, 10), absent=0.33, curt=True, first=4.0),
-    _Stage(3500, 512, 0.03, (1, 3), (3, 5), (3, 8), lifelike=True, others=0.05),
-    _Stage(math.inf, 1024, 0.03, (2, 4), (3, 6), (4, 10), lifelike=True, others=0.05),
+    _Stage(396, 256, 0.5, (1, 1), (1, 3), (2, 4)),
+    _Stage(967, 512, 0.1, (1, 2), (2, 4), (4, 8)),
+    _Stage(1500, 512, 0.05, (1, 3), (2, 4), (3, 8)),
+    _Stage(3000, 512, 0.03, (1, 3), (3, 5), (3, 8), lifelike=True, others=0.05),
+    _Stage(4500, 512, 0.02, (1, 3), (3, 5), (5, 12), lifelike=True, others=0.05),
+    _Stage(math.inf, 1024, 0.02, (2, 4), (3, 6), (6, 14), lifelike=True, others=0.05),
 )
 
 
@@ -83,7 +78,7 @@ def batch(recipe: Recipe, tokenizer: Any, step: int) -> tuple[Any, Any]:
     import numpy as np
 
     stage = next(stage for stage in _STAGES if step < stage.until)
-    draw = Draw(recipe.seed * 1_000_003 + step, lifelike=stage.lifelike, curt=stage.curt)
+    draw = Draw(recipe.seed * 1_000_003 + step, lifelike=stage.lifelike)
     pick = draw.random
     separator = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     ids: list[int] = []
@@ -109,11 +104,7 @@ def batch(recipe: Recipe, tokenizer: Any, step: int) -> tuple[Any, Any]:
                 absent=stage.absent,
             )
             pieces, answers = encode_chat(tokenizer, turns)
-            before = [False, *answers[:-1]]
-            counted = [
-                stage.others if not answer else 1.0 if goes_on else stage.first
-                for answer, goes_on in zip(answers, before, strict=True)
-            ]
+            counted = [1.0 if answer else stage.others for answer in answers]
         if len(pieces) >= stage.length:  # an answer without its text teaches to make it up
             continue
         room = stage.length - len(ids) % stage.length

@@ -152,7 +152,7 @@ def support_desk(
             for each in pick.sample(told, facts)
         ),
         *(
-            Question(each.question, "unknown", each.subject, in_manner(refusal(draw, each)), None)
+            Question(each.question, "unknown", each.subject, in_manner(refusal(each)), None)
             for each in pick.sample(absent, unknown)
         ),
     ]

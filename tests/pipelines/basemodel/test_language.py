@@ -25,11 +25,6 @@ def test_a_right_answer_stands_in_the_texts_and_a_refusal_where_it_does_not(held
         assert missing.value is None
 
 
-def test_a_curt_refusal_says_nothing_else() -> None:
-    draw = Draw(7, curt=True)
-    assert {case(draw, absent=True).answer for _ in range(50)} == {REFUSAL}
-
-
 def test_what_is_absent_is_said_of_no_subject_of_that_name() -> None:
     draw = Draw(11)
     for _ in range(100):
