@@ -38,6 +38,8 @@ class Environment(BaseSettings):
     """Folder or object store (s3://, gs://, …) of published models; unset, ``<home>/registry``."""
     hub_token: SecretStr | None = Field(default=None, alias="HF_TOKEN")
     """Of the Hugging Face Hub, where versions are sent there too."""
+    hub_endpoint: str = Field(default="https://huggingface.co", alias="HF_ENDPOINT")
+    """The Hub that they are sent to."""
     feedback_token: SecretStr | None = Field(default=None, alias="FRESHET_FEEDBACK_TOKEN")
     """What every report to ``pipelines.feedback`` has to bring; unset, it listens to this machine only."""
     serve_token: SecretStr | None = Field(default=None, alias="FRESHET_SERVE_TOKEN")

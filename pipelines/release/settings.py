@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.settings import Settings
 
@@ -31,7 +31,21 @@ class HubSettings(Settings):
     repository: str = Field(
         pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name; versions become its tags and commits."
     )
-    private: bool = Field(default=True, description="Whether a repository that is made here is private.")
+    private: bool = Field(
+        default=True, description="Whether the repository has to be private; one that is made here then is."
+    )
+    replaces: str | None = Field(
+        default=None,
+        pattern=r"^[\w.-]+/[\w.-]+$",
+        description="owner/name of the repository that versions went to before; its card then points to this one "
+        "(new_version).",
+    )
+
+    @model_validator(mode="after")
+    def _another(self) -> HubSettings:
+        if self.replaces == self.repository:
+            raise ValueError(f"replaces {self.replaces!r} is the repository itself; name the one before it, or none")
+        return self
 
 
 class OllamaSettings(Settings):
