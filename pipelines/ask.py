@@ -12,12 +12,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from pipelines.corpus.filters import Filters, parsed_filters
 from pipelines.corpus.search import Hit, checked_limit, search
 from pipelines.corpus.settings import Mode
-from pipelines.declaration import declared, load_declaration
+from pipelines.declaration import USE_CASES, declared, load_declaration
 from pipelines.environment import Environment
 from pipelines.errors import ConfigError, FreshetError, NotBuiltError
 from pipelines.stores import Stores
@@ -50,6 +51,7 @@ def ask(
     neighbours: int = 0,
     mode: Mode | None = None,
     environment: Environment | None = None,
+    use_cases: Path = USE_CASES,
 ) -> list[Hit]:
     """The chunks of the served index that answer ``question`` best, best first.
 
@@ -62,12 +64,13 @@ def ask(
         neighbours: so many chunks before and after each hit come with it.
         mode: hybrid, dense or words; default: as the use case says.
         environment: where the stores are.
+        use_cases: folder of the use cases.
 
     Raises:
         ConfigError: no such use case, an empty question, a number out of range, or a filter that cannot be.
         NotBuiltError: the index is not built yet; nothing is created then.
     """
-    declaration = load_declaration(use_case)
+    declaration = load_declaration(use_case, use_cases)
     if not declaration.sources:
         raise ConfigError(f"use case {use_case!r} declares no sources, so there is nothing to search")
     environment = environment or Environment()
@@ -120,12 +123,12 @@ def classify(use_case: str, text: str, *, environment: Environment | None = None
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, use_cases: Path = USE_CASES) -> int:
     """Run the command; 0 when answered, 2 when it cannot be."""
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.ask", description="Ask a use case's served index, or its published model."
     )
-    parser.add_argument("use_case", help=f"one of: {', '.join(declared())}")
+    parser.add_argument("use_case", help=f"one of: {', '.join(declared(use_cases))}")
     parser.add_argument("question", nargs="?", help="what to look up in the index")
     parser.add_argument("--hits", action="store_true", help="show what the index has, whether or not a model answers")
     parser.add_argument("--classify", metavar="TEXT", help="classify TEXT with the published model instead")
@@ -154,8 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             answer: dict[str, Any] = asdict(classify(given.use_case, given.classify))
             lines = [f"{', '.join(answer['labels']) or '(no label)'}   [{answer['version']}, {answer['file']}]"]
             lines += [f"  {score:.3f}  {name}" for name, score in _ranked(answer["scores"])]
-        elif not only_hits and _answers(given.use_case):
-            said = _answer(given)
+        elif not only_hits and _answers(given.use_case, use_cases):
+            said = _answer(given, use_cases)
             answer = {"use_case": given.use_case, "question": given.question, **asdict(said)}
             lines = _told(said)
         else:
@@ -167,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 principals=given.principal,
                 neighbours=given.neighbours,
                 mode=given.mode,
+                use_cases=use_cases,
             )
             answer = {
                 "use_case": given.use_case,
@@ -182,14 +186,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _answers(use_case: str) -> bool:
+def _answers(use_case: str, use_cases: Path) -> bool:
     """Whether a published chat model answers; without one, the index shows what it has.
 
     Raises:
         ConfigError: there is no such use case.
         NotBuiltError: it trains a chat model, none is published yet, and there is no index to show either.
     """
-    declaration = load_declaration(use_case)
+    declaration = load_declaration(use_case, use_cases)
     if declaration.fine_tune is None or declaration.task != "generate":
         return False
     from pipelines.release.registry import champion
@@ -202,7 +206,7 @@ def _answers(use_case: str) -> bool:
     return False
 
 
-def _answer(given: argparse.Namespace) -> Answer:
+def _answer(given: argparse.Namespace, use_cases: Path) -> Answer:
     from pipelines.serving.answering import answer
 
     return answer(
@@ -211,6 +215,7 @@ def _answer(given: argparse.Namespace) -> Answer:
         principals=given.principal,
         filters=parsed_filters(given.filter),
         top_k=given.top_k,
+        use_cases=use_cases,
     )
 
 
