@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.settings import Settings
+from pipelines.settings import Settings, without_credentials
 
 Quantisation = Literal[
     "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_M",
@@ -48,11 +49,39 @@ class HubSettings(Settings):
         return self
 
 
+OLLAMA_NAME = r"([A-Za-z0-9][A-Za-z0-9_.-]*/){0,2}[A-Za-z0-9][A-Za-z0-9_.-]{0,79}"
+"""A model there, without a tag."""
+
+
 class OllamaSettings(Settings):
     """An Ollama server that published versions are sent to."""
 
-    url: str = Field(default="http://127.0.0.1:11434", description="Of the server.")
-    model: str | None = Field(default=None, description="Name there; null: the use case's.")
+    url: str = Field(default="http://127.0.0.1:11434", description="Of the server: http:// or https://.")
+    model: str | None = Field(
+        default=None, pattern=f"^{OLLAMA_NAME}$", description="Name there, without a tag; null: the use case's."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _web_address(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            whole = False
+        if (
+            not whole
+            or "@" in parts.netloc
+            or parts.query
+            or parts.fragment
+            or not value.isascii()
+            or len(value.split()) != 1
+        ):
+            raise ValueError(
+                f"url {without_credentials(value)!r} is no address of an Ollama server: give http://host:11434 or "
+                "https://host, without user, password and query"
+            )
+        return value.rstrip("/")
 
 
 class ReleaseSettings(Settings):

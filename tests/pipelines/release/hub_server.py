@@ -84,7 +84,7 @@ class Hub(ThreadingHTTPServer):
         """Never answer this upload (counted from 0)."""
         self.hanging = threading.Event()
         self.lose_answer_of_commit = False
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def make(self, name: str, *, private: bool, files: dict[str, bytes] | None = None) -> Repository:
         found = self.repositories[name] = Repository(private)
