@@ -5,13 +5,13 @@
 A Llama with random weights (25 M parameters, Q8_0) in a registry of its own answers questions on 200 made documents, 48
 tokens each: what it says means nothing, what it costs is real. Every other request streams. At a third of the time the
 second version is promoted, at two thirds a tenth of the documents is changed and the index refreshed by another
-process. Counted as failed: any status but 200, a connection that breaks, a stream without its end, an answer without
-words. Contenders take turns on the same machine, each a server process of its own:
+process. Counted as failed: any status but 200, a connection that breaks, an answer or a stream without its
+end. Contenders take turns on the same machine, each a server process of its own:
 
 - ``freshet``: ``python -m pipelines.serve --slots 8``;
 - ``freshet, one at a time``: the same with one slot, as a program with a lock around its model answers;
-- ``llama_cpp.server``: llama-cpp-python's own, which gets the questions without retrieval, and nothing is promoted to
-  it; a missing one is reported as such.
+- ``llama_cpp.server``: llama-cpp-python's own, which is sent the same prompts ready made: it searches for nothing, and
+  nothing is promoted or refreshed; a missing one is reported as such.
 
 ``--quick``: 6 seconds and 8 clients.
 """
@@ -45,17 +45,19 @@ from pipelines.basemodel.language import Draw, texts_and_facts
 from pipelines.basemodel.tokenizer import save_tokenizer, train_tokenizer
 from pipelines.catalog import open_catalog
 from pipelines.corpus.edge import EdgeIndex
+from pipelines.corpus.search import retrieved_texts
 from pipelines.corpus.serving import serve_index
 from pipelines.corpus.sync import sync_source
 from pipelines.declaration import load_declaration
 from pipelines.environment import REPOSITORY
 from pipelines.fingerprint import fingerprint, text_hash
-from pipelines.prompt import PromptSettings
+from pipelines.prompt import Message, PromptSettings, build_messages
 from pipelines.release.gguf import convert, quantise
 from pipelines.release.registry import promote
 
 USE_CASE = "load"
 DOCUMENTS = 200
+QUESTIONS = 200
 ANSWER_TOKENS = 48
 CONTEXT_TOKENS = 1024
 SHAPE: dict[str, Any] = {
@@ -66,6 +68,20 @@ SHAPE: dict[str, Any] = {
     "num_key_value_heads": 4,
 }
 VOCABULARY = 4096
+PROMPT = PromptSettings(context_tokens=512)
+
+PEER = """
+import runpy
+import llama_cpp.llama_cpp as bindings
+usual = bindings.llama_model_default_params
+def parameters():
+    found = usual()
+    found.use_extra_bufts = False
+    return found
+bindings.llama_model_default_params = parameters
+runpy.run_module("llama_cpp.server", run_name="__main__", alter_sys=True)
+"""
+"""llama-cpp-python's server, without the repacking for AMX that crashes the process (ggml-org/llama.cpp#20824)."""
 
 
 @dataclass(slots=True)
@@ -148,7 +164,8 @@ def ours(scratch: Path, questions: Sequence[str], slots: int, clients: int, seco
 
         disturbing = threading.Thread(target=disturb)
         disturbing.start()
-        load = put_load(port, questions, clients, seconds, model=USE_CASE)
+        chats = [[{"role": "user", "content": question}] for question in questions]
+        load = put_load(port, chats, clients, seconds, model=USE_CASE)
         disturbing.join()
         if {"v1", "v2"} - set(load.versions):
             load.failures.append(f"only {sorted(set(load.versions))} answered")
@@ -159,12 +176,30 @@ def peer(scratch: Path, questions: Sequence[str], clients: int, seconds: float) 
     """llama-cpp-python's server with the same file."""
     port = free_port()
     model = scratch / "home" / "registry" / USE_CASE / "v1" / f"{USE_CASE}-Q8_0.gguf"
-    arguments = ["-m", "llama_cpp.server", "--model", str(model), "--n_ctx", str(CONTEXT_TOKENS), "--port", str(port)]
+    arguments = ["-c", PEER, "--model", str(model), "--n_ctx", str(CONTEXT_TOKENS), "--port", str(port)]
+    arguments += ["--interrupt_requests", "false"]  # by default a question cuts off the stream that is being written
     try:
         with Running(arguments, scratch, port, "/v1/models"):
-            return shown(put_load(port, questions, clients, seconds, model="model"))
+            return shown(put_load(port, prompts(scratch, questions), clients, seconds, model="model"))
     except RuntimeError as error:
         return {"note": str(error)[-120:]}
+
+
+def prompts(scratch: Path, questions: Sequence[str]) -> list[list[dict[str, str]]]:
+    """The chats that our server makes of ``questions``."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(scratch / "base-v1" / "tokenizer.json"))
+    stores = stores_of(scratch)
+    found = retrieved_texts(questions, **stores)
+    stores["catalog"].dispose()
+    chats = [
+        build_messages(
+            PROMPT, [Message("user", question)], texts, count_tokens=lambda text: len(tokenizer.encode(text).ids)
+        )
+        for question, texts in zip(questions, found, strict=True)
+    ]
+    return [[{"role": turn.role, "content": turn.content} for turn in chat] for chat in chats]
 
 
 def shown(load: Load) -> dict[str, Any]:
@@ -183,7 +218,7 @@ def shown(load: Load) -> dict[str, Any]:
     }
 
 
-def put_load(port: int, questions: Sequence[str], clients: int, seconds: float, *, model: str) -> Load:
+def put_load(port: int, chats: Sequence[list[dict[str, str]]], clients: int, seconds: float, *, model: str) -> Load:
     """Each client asks again as soon as it has its answer; those that run at the end are waited for, and count."""
     load, began = Load(), time.monotonic()
     end = began + seconds
@@ -194,7 +229,7 @@ def put_load(port: int, questions: Sequence[str], clients: int, seconds: float, 
         while time.monotonic() < end:
             turn += 1
             try:
-                ask(connection, draw.choice(questions), model, load, stream=turn % 2 == 0)
+                ask(connection, draw.choice(chats), model, load, stream=turn % 2 == 0)
             except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
                 with load.lock:
                     load.failures.append(f"{type(error).__name__}: {error}")
@@ -210,11 +245,13 @@ def put_load(port: int, questions: Sequence[str], clients: int, seconds: float, 
     return load
 
 
-def ask(connection: http.client.HTTPConnection, question: str, model: str, load: Load, *, stream: bool) -> None:
+def ask(
+    connection: http.client.HTTPConnection, chat: list[dict[str, str]], model: str, load: Load, *, stream: bool
+) -> None:
     """One question; a ValueError says what is wrong with the answer."""
     asked = {
         "model": model,
-        "messages": [{"role": "user", "content": question}],
+        "messages": chat,
         "stream": stream,
         "max_tokens": ANSWER_TOKENS,
         "temperature": 0,
@@ -231,10 +268,10 @@ def ask(connection: http.client.HTTPConnection, question: str, model: str, load:
             if first is None and b'"content"' in line and b'"content": ""' not in line:
                 first = time.monotonic() - began
         text = b"".join(pieces)
-        whole = b"[DONE]" in text and first is not None
+        whole = b"[DONE]" in text and b'"finish_reason": "' in text
     else:
         text = answer.read()
-        whole = answer.status == 200 and bool(json.loads(text)["choices"][0]["message"]["content"])
+        whole = answer.status == 200 and json.loads(text)["choices"][0]["finish_reason"] in ("stop", "length")
     if answer.status != 200 or not whole:
         raise ValueError(f"{answer.status} {text[-200:]!r}")
     with load.lock:
@@ -310,7 +347,7 @@ def make_home(scratch: Path) -> list[str]:
     (folder / "defs.yaml").write_text(written, encoding="utf-8")
     refresh(scratch)
     make_versions(scratch)
-    return questions
+    return random.Random(7).sample(questions, QUESTIONS)
 
 
 def make_versions(scratch: Path) -> None:
@@ -330,7 +367,10 @@ def make_versions(scratch: Path) -> None:
             pad_token_id=tokenizer.pad_token_id,
             **SHAPE,
         )
-        LlamaForCausalLM(config).save_pretrained(base)
+        model = LlamaForCausalLM(config)
+        with torch.no_grad():
+            model.lm_head.weight[tokenizer.all_special_ids] = 0  # never the likeliest: each answer has all its tokens
+        model.save_pretrained(base)
         save_tokenizer(tokenizer, base)
         folder = scratch / "home" / "registry" / USE_CASE / version
         (folder / "adapter").mkdir(parents=True)
@@ -345,7 +385,7 @@ def make_versions(scratch: Path) -> None:
             "task": "generate",
             "use_case": USE_CASE,
             "version": version,
-            "prompt": PromptSettings(context_tokens=512).model_dump(mode="json"),
+            "prompt": PROMPT.model_dump(mode="json"),
             "template_hash": text_hash(str(tokenizer.chat_template)),
             "stops": [],
             "maximum_answer_tokens": ANSWER_TOKENS,
@@ -365,18 +405,20 @@ def change(scratch: Path, documents: int) -> None:
 
 def refresh(scratch: Path) -> None:
     """Bring the index up to the documents, as the job does."""
-    declaration = load_declaration(USE_CASE, scratch / "use_cases")
-    catalog = open_catalog(f"sqlite:///{scratch / 'home' / 'catalog.db'}")
-    index = EdgeIndex(scratch / "home" / "index")
-    stores: dict[str, Any] = {
-        "use_case": USE_CASE,
-        "retrieval": declaration.retrieval,
-        "catalog": catalog,
-        "index": index,
-    }
+    declaration, stores = load_declaration(USE_CASE, scratch / "use_cases"), stores_of(scratch)
     base = scratch / "use_cases" / USE_CASE
     sync_source(declaration.sources[0], base=base, progress=lambda _line: None, **stores)
     serve_index(sources=["docs"], **stores)
+
+
+def stores_of(scratch: Path) -> dict[str, Any]:
+    """Arguments that a sync and a search share."""
+    return {
+        "use_case": USE_CASE,
+        "retrieval": load_declaration(USE_CASE, scratch / "use_cases").retrieval,
+        "catalog": open_catalog(f"sqlite:///{scratch / 'home' / 'catalog.db'}"),
+        "index": EdgeIndex(scratch / "home" / "index"),
+    }
 
 
 if __name__ == "__main__":
