@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,17 @@ import sqlalchemy as sa
 
 from pipelines.artifacts import Artifact
 from pipelines.catalog import answers, feedback
+from pipelines.corpus.search import Hit
 from pipelines.declaration import load_declaration
 from pipelines.environment import Environment
 from pipelines.erasure import forget
 from pipelines.labels.feedback import feedback_examples
+from pipelines.labels.settings import LabelSettings
+from pipelines.prompt import Message
 from pipelines.serve import main
+from pipelines.serving.answering import Answer
 from pipelines.serving.app import Server, Serving, _Running
-from pipelines.serving.records import stored_answer
+from pipelines.serving.records import forget_older, record_answer, stored_answer
 from pipelines.serving.requests import ChatRequest
 from pipelines.stores import Stores
 from tests.pipelines.chat_base import THINGS, answer_of
@@ -391,3 +396,18 @@ def test_erasing_a_document_or_a_person_deletes_what_was_answered(server: Proces
     assert not left & {of_bob.id, about.id}
     assert server.get(f"/v1/answers/{about.id}")[0] == 404
     stores.close()
+
+
+def test_personal_data_is_masked_and_old_answers_go(catalog: sa.Engine) -> None:
+    when = datetime.now(UTC)
+    found = Hit("Call ann.smith@pumpworks.com .", "a", "file:///a", 1.0, "docs", "a.md", "1", None, when)
+    said = Answer("Ask ann.smith@pumpworks.com .", (), (found,), "v1", "x.gguf", "stop", False, 9, 5)
+    turns = [Message("user", "I am bob.jones@pumpworks.com , who knows ?")]
+    labels = LabelSettings(feedback=True, personal_data="mask")
+    record_answer(catalog, "shop", "a-1", turns, said, seconds=1.0, labels=labels)
+    stored = stored_answer(catalog, "shop", "a-1")
+    assert stored is not None
+    assert "@pumpworks.com" not in json.dumps([stored["messages"], stored["answer"], stored["hits"]])
+    assert stored["hits"][0]["document_id"] == "a.md"
+    assert forget_older(catalog, "shop", when - timedelta(days=1)) == 0
+    assert forget_older(catalog, "shop", when + timedelta(days=1)) == 1
