@@ -35,6 +35,7 @@ class Ollama(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: Ollama
 
     def log_message(self, *_: object) -> None: ...

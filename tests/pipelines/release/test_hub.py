@@ -21,6 +21,7 @@ from pipelines.errors import ConfigError, ExportError, FreshetError, LockedError
 from pipelines.release.hub import push_to_hub, with_new_version
 from pipelines.release.registry import PublishedVersion, publish
 from pipelines.release.settings import HubSettings, OllamaSettings, ReleaseSettings
+from tests.pipelines.release.chat_samples import CHAT_USE_CASE
 from tests.pipelines.release.hub_server import TOKEN, Hub
 from tests.pipelines.release.samples import USE_CASE, copied, no_progress, write_report
 
@@ -230,6 +231,25 @@ def test_the_hub_does_not_learn_where_else_versions_go(hub: Hub, published: Publ
         assert b"inside.example" not in blob.data
     manifest = json.loads(files["manifest.json"].data)
     assert (manifest["files"], manifest["fingerprint"]) == (version.manifest["files"], version.fingerprint)
+
+
+def test_where_a_local_base_lies_is_nobody_elses_business(
+    hub: Hub, chat_gguf: Artifact, chat_adapter: Artifact, tmp_path: Path
+) -> None:
+    """Nor does the card name it as a model of the Hub."""
+    base = str(chat_adapter.manifest["base_model"])
+    version = publish(
+        copied(chat_gguf, tmp_path / "gguf", parity={"passed": True, "reasons": []}),
+        chat_adapter,
+        copied(write_report(tmp_path / "one", chat_adapter), tmp_path / "report", use_case=CHAT_USE_CASE),
+        use_case=CHAT_USE_CASE,
+        registry_url=str(tmp_path / "registry"),
+    )
+    assert base in (version.path / "manifest.json").read_text()
+    push(version)
+    files = hub.repositories[NAME].head.files
+    assert not [name for name, blob in files.items() if base.encode() in blob.data]
+    assert b"base_model:" not in files["README.md"].data
 
 
 def test_the_repository_before_points_to_the_one_that_replaces_it(hub: Hub, published: Publish) -> None:
