@@ -87,6 +87,10 @@ def push_to_hub(version: PublishedVersion, settings: HubSettings, *, progress: C
             commit = _sent_before(api, settings.repository, version)
             if commit is None:
                 commit = _commit(api, found, version, folder, where, progress)
+                if lacking := _lacking(api, settings.repository, commit, version):
+                    raise ExportError(
+                        f"{where} left out {', '.join(lacking[:5])}: remove what ignores them from its .gitignore"
+                    )
             api.create_tag(settings.repository, tag=version.version, revision=commit)
             progress(f"{where} has {version.version}, commit {commit[:12]}")
     if settings.replaces is not None:
@@ -151,9 +155,21 @@ def _commit(
 def _sent_before(api: HfApi, repository: str, version: PublishedVersion) -> str | None:
     """The commit of ``version`` that was made, and not tagged because the push was cut off."""
     for commit in api.list_repo_commits(repository):
-        if commit.title == _title(version) and _is(_manifest_at(api, repository, commit.commit_id), version):
-            return str(commit.commit_id)
+        found = str(commit.commit_id)
+        if commit.title == _title(version) and _is(_manifest_at(api, repository, found), version):
+            return None if _lacking(api, repository, found, version) else found
     return None
+
+
+def _lacking(api: HfApi, repository: str, commit: str, version: PublishedVersion) -> list[str]:
+    """Files of ``version`` that are not in a commit, or are large and others."""
+    found = api.model_info(repository, revision=commit, files_metadata=True)
+    there = {file.rfilename: file.lfs for file in found.siblings or ()}
+    return [
+        name
+        for name, digest in version.manifest["files"].items()
+        if name not in there or ((large := there[name]) is not None and large.sha256 != digest)
+    ]
 
 
 def _replace(api: HfApi, old: str, new: str, progress: Callable[[str], None]) -> None:

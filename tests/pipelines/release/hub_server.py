@@ -9,6 +9,7 @@ import re
 import secrets
 import threading
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -28,6 +29,11 @@ class Blob:
         if self.lfs:
             return hashlib.sha256(self.data).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(self.data) + self.data, usedforsecurity=False).hexdigest()
+
+    def described(self) -> dict[str, Any]:
+        size = len(self.data)
+        large = {"lfs": {"sha256": self.oid, "size": size, "pointerSize": 134}} if self.lfs else {}
+        return {"blobId": "0" * 40 if self.lfs else self.oid, "size": size, **large}
 
 
 @dataclass(frozen=True)
@@ -145,14 +151,19 @@ class _Handler(BaseHTTPRequestHandler):
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(\w+)(?:/([^/]+))?)?", path):
             repository, what, revision = self._repository(found[1]), found[2], found[3]
             match (self.command, what):
-                case ("GET", None):
+                case ("GET", None | "revision"):
+                    commit = self._commit(repository, revision or "main")
+                    blobs = parse_qs(urlsplit(self.path).query).get("blobs") is not None
                     return self._send(
                         200,
                         {
                             "id": found[1],
-                            "sha": repository.head.oid,
+                            "sha": commit.oid,
                             "private": repository.private,
-                            "siblings": [{"rfilename": name} for name in repository.head.files],
+                            "siblings": [
+                                {"rfilename": name, **(blob.described() if blobs else {})}
+                                for name, blob in commit.files.items()
+                            ],
                         },
                     )
                 case ("GET", "refs"):
@@ -221,11 +232,12 @@ class _Handler(BaseHTTPRequestHandler):
                 raise RefusedError(400, "a sample is the first 512 bytes")
             large = file["path"].endswith((".gguf", ".safetensors"))
             there = commit.files.get(file["path"])
+            ignored = commit.files[".gitignore"].data.decode().split() if ".gitignore" in commit.files else []
             answers.append(
                 {
                     "path": file["path"],
                     "uploadMode": "lfs" if large else "regular",
-                    "shouldIgnore": False,
+                    "shouldIgnore": any(fnmatch(file["path"], pattern) for pattern in ignored),
                     **({"oid": there.oid} if there else {}),
                 }
             )

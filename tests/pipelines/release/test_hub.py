@@ -22,7 +22,7 @@ from pipelines.release.hub import push_to_hub, with_new_version
 from pipelines.release.registry import PublishedVersion, publish
 from pipelines.release.settings import HubSettings, OllamaSettings, ReleaseSettings
 from tests.pipelines.release.chat_samples import CHAT_USE_CASE
-from tests.pipelines.release.hub_server import TOKEN, Hub
+from tests.pipelines.release.hub_server import TOKEN, Blob, Hub
 from tests.pipelines.release.samples import USE_CASE, copied, no_progress, write_report
 
 NAME = "somebody/notices"
@@ -212,6 +212,30 @@ def test_what_others_put_into_a_repository_is_not_replaced(hub: Hub, published: 
     hub.make(NAME, private=True, files={"manifest.json": json.dumps(other).encode()})
     with pytest.raises(ConfigError, match="holds versions of 'other'"):
         push(version)
+
+
+def test_a_version_is_tagged_only_when_all_of_it_arrived(hub: Hub, published: Publish) -> None:
+    """A repository's .gitignore makes the Hub leave out files without a word."""
+    version = published()
+    repository = hub.make(NAME, private=True, files={".gitignore": b"*.gguf"})
+    with pytest.raises(ExportError, match=r"left out notices-.*\.gguf"):
+        push(version)
+    assert repository.tags == {}
+    repository.add("by hand", {name: blob for name, blob in repository.head.files.items() if name != ".gitignore"})
+    push(version)
+    assert repository.at("v1").files.keys() == {*version.manifest["files"], "manifest.json"}
+
+
+def test_what_somebody_else_commits_meanwhile_is_not_lost(hub: Hub, published: Publish) -> None:
+    version, repository = published(), hub.make(NAME, private=True)
+
+    def meanwhile(_: str) -> None:
+        if len(repository.commits) == 1:
+            repository.add("by hand", {"notes.txt": Blob(b"mine", False)})
+
+    with pytest.raises(LockedError, match=r"changed by somebody else meanwhile .* publish again"):
+        push(version, meanwhile)
+    assert [commit.title for commit in repository.commits] == ["initial commit", "by hand"]
 
 
 def test_a_tag_of_another_registry_is_not_taken_for_ours(hub: Hub, published: Publish, tmp_path: Path) -> None:
