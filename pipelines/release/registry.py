@@ -289,6 +289,8 @@ def rollback(registry_url: str, use_case: str, to: str | None = None) -> Publish
             raise NotBuiltError(f"{use_case} has no champion, so there is nothing to roll back from")
         existing = set(storage.names())
         history = tuple(name for name in pointer.history if name in existing)
+        while history and history[-1] == pointer.version:  # what was between has been removed
+            history = history[:-1]
         if not history or (to is not None and to not in history):
             raise NotBuiltError(
                 f"{use_case} {pointer.version} cannot be rolled back to {to or 'the version before'}: champions "

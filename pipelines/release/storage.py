@@ -227,8 +227,7 @@ class ObjectStorage(Storage):
             if self._conditional and not self._keeps_conditions(holder):
                 self._conditional = False
                 time.sleep(SETTLE_SECONDS)
-                held = self.read(LOCK)
-                if held is None or json.loads(held[0]).get("id") != holder["id"]:
+                if self._held(holder) is None:
                     self._acquire(holder)
         self._lost.clear()
         stop = threading.Event()
@@ -398,20 +397,28 @@ class ObjectStorage(Storage):
         except NotImplementedError:
             return False
 
+    def _held(self, holder: Mapping[str, Any]) -> str | None:
+        """The token of the lock while it is ours."""
+        found = self.read(LOCK)
+        return found[1] if found is not None and json.loads(found[0])["id"] == holder["id"] else None
+
     def _renew(self, holder: Mapping[str, Any], stop: threading.Event) -> None:
-        last, token, times = time.monotonic(), None, 0
+        last, times = time.monotonic(), 0
         while not stop.wait(LEASE_SECONDS / 3):
             times += 1
             try:
-                token = token or self._token(LOCK)
-                if not self._put(LOCK, json.dumps({**holder, "renewed": times}).encode(), token):
-                    self._lost.set()
-                    return
-                last, token = time.monotonic(), self._token(LOCK)
+                token = self._held(holder)
+                renewed = token is not None and self._put(
+                    LOCK, json.dumps({**holder, "renewed": times}).encode(), token
+                )
             except Exception:  # noqa: BLE001 whatever it was, it counts once the lease is over
-                if time.monotonic() - last > LEASE_SECONDS:
-                    self._lost.set()
-                    return
+                if time.monotonic() - last < LEASE_SECONDS:
+                    continue
+                renewed = False
+            if not renewed:
+                self._lost.set()
+                return
+            last = time.monotonic()
 
     def _still_alone(self) -> None:
         if self._lost.is_set():
@@ -455,6 +462,7 @@ def open_storage(registry_url: str, use_case: str) -> Storage:
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
         return LocalStorage(Path(unquote(parts.path)) / use_case)
     if "@" in registry_url or parts.query or parts.fragment:
+        shown = re.split(r"[?#]", shown)[0]
         raise ConfigError(
             f"{shown} holds a user, a password or options: they do not belong into a URL. Give them by the variables "
             f"that the store's own tools read (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, …), and {allowed}"

@@ -11,7 +11,7 @@ from pipelines.release.export import export
 from pipelines.release.settings import ReleaseSettings
 from tests.pipelines.chat_base import make_chat_base, write_chat_set
 from tests.pipelines.release.chat_samples import CHAT_EVALUATION, train_chat
-from tests.pipelines.release.samples import no_progress, trained, write_report, write_training_set
+from tests.pipelines.release.samples import copied, no_progress, trained, write_report, write_training_set
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +37,21 @@ def gguf(training: tuple[Artifact, Artifact], tmp_path_factory: pytest.TempPathF
         folder=tmp_path_factory.mktemp("gguf_model"),
         progress=no_progress,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny(gguf: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """``gguf`` with one file, of a few kB, for tests that publish often: publishing does not look into files."""
+
+    def shrink(folder: Path) -> None:
+        for path in folder.glob("*.gguf"):
+            path.unlink()
+        (folder / "notices-Q4_K_M.gguf").write_bytes(b"GGUF" + bytes(range(256)) * 16)
+
+    settings = {**gguf.manifest["settings"], "serve": "Q4_K_M"}
+    only = {"Q4_K_M": gguf.manifest["quantisations"]["Q4_K_M"]}
+    folder = tmp_path_factory.mktemp("tiny") / "gguf"
+    return copied(gguf, folder, edit=shrink, quantisations=only, settings=settings)
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,11 @@ def copied(
     return load(folder)
 
 
+def variant(gguf: Artifact, folder: Path, number: int) -> Artifact:
+    """Another export of the same adapter."""
+    return copied(gguf, folder / f"variant-{number}", fingerprint=f"{number:064x}")
+
+
 def trained(training_set: Artifact, folder: Path) -> Artifact:
     """An adapter trained for real."""
     settings = ClassifySettings(epochs=2, batch_size=16, maximum_tokens=48, lora=LoraSettings(rank=4))

@@ -14,7 +14,7 @@ from pipelines.fingerprint import folder_sha256s, write_json_atomically
 from pipelines.release import registry, storage
 from pipelines.release.classifier import GgufClassifier
 from pipelines.release.registry import PublishedVersion, champion, promote, publish, rollback, versions
-from tests.pipelines.release.samples import USE_CASE, copied, write_report
+from tests.pipelines.release.samples import USE_CASE, copied, variant, write_report
 
 
 @pytest.fixture
@@ -22,32 +22,13 @@ def url(tmp_path: Path) -> str:
     return str(tmp_path / "registry")
 
 
-@pytest.fixture(scope="session")
-def light(gguf: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """The export with its smallest file only, so that many copies are cheap."""
-
-    def drop(folder: Path) -> None:
-        (folder / "notices-F16.gguf").unlink()
-        (folder / "notices-Q8_0.gguf").unlink()
-
-    settings = {**gguf.manifest["settings"], "serve": "Q4_K_M"}
-    only = {"Q4_K_M": gguf.manifest["quantisations"]["Q4_K_M"]}
-    folder = tmp_path_factory.mktemp("light") / "gguf"
-    return copied(gguf, folder, edit=drop, quantisations=only, settings=settings)
-
-
-def variant(light: Artifact, folder: Path, number: int) -> Artifact:
-    """Another export of the same adapter."""
-    return copied(light, folder / f"variant-{number}", fingerprint=f"{number:064x}")
-
-
-def published(light: Artifact, adapter: Artifact, folder: Path, url: str, count: int) -> list[PublishedVersion]:
+def published(tiny: Artifact, adapter: Artifact, folder: Path, url: str, count: int) -> list[PublishedVersion]:
     """``count`` versions, each judged against the one before."""
     result = []
     for number in range(count):
         served = None if number == 0 else adapter.fingerprint
         report = write_report(folder / f"report-{number}", adapter, champion=served)
-        gguf = variant(light, folder, number)
+        gguf = variant(tiny, folder, number)
         result.append(publish(gguf, adapter, report, use_case=USE_CASE, registry_url=url))
     return result
 
@@ -81,18 +62,18 @@ def test_a_passed_model_becomes_the_champion_and_answers(
         version.gguf("Q2_K")
 
 
-def test_a_refused_model_is_not_published(light: Artifact, adapter: Artifact, tmp_path: Path, url: str) -> None:
+def test_a_refused_model_is_not_published(tiny: Artifact, adapter: Artifact, tmp_path: Path, url: str) -> None:
     """T6, T7: the stored verdict is read again, whatever ran before."""
     bad = write_report(tmp_path / "bad", adapter, candidate=0.5)
     with pytest.raises(GateRefusedError, match=r"macro-f1 0\.500 against 0\.700 of the untuned base"):
-        publish(light, adapter, bad, use_case=USE_CASE, registry_url=url)
+        publish(tiny, adapter, bad, use_case=USE_CASE, registry_url=url)
     assert champion(url, USE_CASE) is None
     assert versions(url, USE_CASE) == []
 
 
 @pytest.mark.parametrize("thorough", [False, True])
 def test_a_verdict_that_was_turned_round_is_refused(
-    light: Artifact, adapter: Artifact, tmp_path: Path, url: str, thorough: bool
+    tiny: Artifact, adapter: Artifact, tmp_path: Path, url: str, thorough: bool
 ) -> None:
     """T6: also when both places that hold it were changed, because it does not follow from the scores."""
     bad = write_report(tmp_path / "bad", adapter, candidate=0.5)
@@ -105,31 +86,31 @@ def test_a_verdict_that_was_turned_round_is_refused(
 
     turned = copied(bad, tmp_path / "turned", edit=turn, verdict={"passed": True, "reasons": ["better"]})
     with pytest.raises(ArtifactError, match="does not follow from the scores"):
-        publish(light, adapter, turned, use_case=USE_CASE, registry_url=url)
+        publish(tiny, adapter, turned, use_case=USE_CASE, registry_url=url)
     assert versions(url, USE_CASE) == []
 
 
 def test_a_verdict_about_another_adapter_is_refused(
-    light: Artifact, adapter: Artifact, report: Artifact, tmp_path: Path, url: str
+    tiny: Artifact, adapter: Artifact, report: Artifact, tmp_path: Path, url: str
 ) -> None:
     """T15: exactly this fingerprint, and exactly these files."""
     other = copied(report, tmp_path / "other", adapter="a" * 64)
     with pytest.raises(GateRefusedError, match="is about adapter aaaa"):
-        publish(light, adapter, other, use_case=USE_CASE, registry_url=url)
+        publish(tiny, adapter, other, use_case=USE_CASE, registry_url=url)
     files = {**adapter.manifest["files"], "adapter_model.safetensors": "0" * 64}
     before = copied(report, tmp_path / "before", adapter_files=files)
     with pytest.raises(GateRefusedError, match="as it is now"):
-        publish(light, adapter, before, use_case=USE_CASE, registry_url=url)
+        publish(tiny, adapter, before, use_case=USE_CASE, registry_url=url)
 
 
 def test_files_made_from_another_adapter_are_refused(
-    light: Artifact, adapter: Artifact, report: Artifact, tmp_path: Path, url: str
+    tiny: Artifact, adapter: Artifact, report: Artifact, tmp_path: Path, url: str
 ) -> None:
     """T15, G5"""
-    foreign = copied(light, tmp_path / "foreign", adapter="b" * 64)
+    foreign = copied(tiny, tmp_path / "foreign", adapter="b" * 64)
     with pytest.raises(ArtifactError, match="was made from adapter bbbb"):
         publish(foreign, adapter, report, use_case=USE_CASE, registry_url=url)
-    elsewhere = copied(light, tmp_path / "elsewhere", use_case="another")
+    elsewhere = copied(tiny, tmp_path / "elsewhere", use_case="another")
     with pytest.raises(ArtifactError, match="belongs to 'another'"):
         publish(elsewhere, adapter, report, use_case=USE_CASE, registry_url=url)
     with pytest.raises(ArtifactError, match="holds kind 'lora_adapter', not 'gguf_model'"):
@@ -137,20 +118,20 @@ def test_files_made_from_another_adapter_are_refused(
 
 
 def test_files_that_failed_their_comparison_are_refused(
-    light: Artifact, adapter: Artifact, report: Artifact, tmp_path: Path, url: str
+    tiny: Artifact, adapter: Artifact, report: Artifact, tmp_path: Path, url: str
 ) -> None:
     """G14, T7"""
-    failed = copied(light, tmp_path / "failed", parity={"passed": False, "reasons": ["Q4_K_M predicts otherwise"]})
+    failed = copied(tiny, tmp_path / "failed", parity={"passed": False, "reasons": ["Q4_K_M predicts otherwise"]})
     with pytest.raises(GateRefusedError, match="Q4_K_M predicts otherwise"):
         publish(failed, adapter, report, use_case=USE_CASE, registry_url=url)
 
 
 @pytest.mark.parametrize("damage", ["altered", "missing", "added", "unfinished"])
 def test_an_incomplete_or_altered_model_is_refused(
-    light: Artifact, adapter: Artifact, report: Artifact, tmp_path: Path, url: str, damage: str
+    tiny: Artifact, adapter: Artifact, report: Artifact, tmp_path: Path, url: str, damage: str
 ) -> None:
     """T8: what the caller holds in memory does not count."""
-    copy = copied(light, tmp_path / "copy")
+    copy = copied(tiny, tmp_path / "copy")
     path = copy.path / "notices-Q4_K_M.gguf"
     if damage == "altered":
         path.write_bytes(path.read_bytes()[:-1] + b"\x01")
@@ -166,19 +147,19 @@ def test_an_incomplete_or_altered_model_is_refused(
 
 
 def test_a_report_against_an_earlier_champion_does_not_count(
-    light: Artifact, adapter: Artifact, report: Artifact, tmp_path: Path, url: str
+    tiny: Artifact, adapter: Artifact, report: Artifact, tmp_path: Path, url: str
 ) -> None:
     """T16: the candidate must have beaten the version that it replaces."""
-    published(light, adapter, tmp_path, url, 1)
+    published(tiny, adapter, tmp_path, url, 1)
     with pytest.raises(GateRefusedError, match="compares with the champion adapter None"):
-        publish(variant(light, tmp_path, 7), adapter, report, use_case=USE_CASE, registry_url=url)
+        publish(variant(tiny, tmp_path, 7), adapter, report, use_case=USE_CASE, registry_url=url)
     assert served(url) == "v1"
 
 
 def test_publishing_the_same_model_again_makes_no_new_version(
-    light: Artifact, adapter: Artifact, report: Artifact, tmp_path: Path, url: str
+    tiny: Artifact, adapter: Artifact, report: Artifact, tmp_path: Path, url: str
 ) -> None:
-    first, second = published(light, adapter, tmp_path, url, 2)
+    first, second = published(tiny, adapter, tmp_path, url, 2)
     again = publish(load(tmp_path / "variant-0"), adapter, report, use_case=USE_CASE, registry_url=url)
     assert again == first
     assert [version.version for version in versions(url, USE_CASE)] == ["v1", "v2"]
@@ -187,10 +168,10 @@ def test_publishing_the_same_model_again_makes_no_new_version(
 
 
 def test_a_damaged_copy_is_replaced_by_a_new_version(
-    light: Artifact, adapter: Artifact, report: Artifact, tmp_path: Path, url: str
+    tiny: Artifact, adapter: Artifact, report: Artifact, tmp_path: Path, url: str
 ) -> None:
     """T8: nothing is deleted, the damaged version stays where it is."""
-    (first,) = published(light, adapter, tmp_path, url, 1)
+    (first,) = published(tiny, adapter, tmp_path, url, 1)
     first.gguf("Q4_K_M").unlink()
     with pytest.raises(ArtifactError):
         promote(url, USE_CASE, "v1")
@@ -202,10 +183,10 @@ def test_a_damaged_copy_is_replaced_by_a_new_version(
 
 
 def test_going_back_restores_exactly_what_was_served_and_deletes_nothing(
-    light: Artifact, adapter: Artifact, tmp_path: Path, url: str
+    tiny: Artifact, adapter: Artifact, tmp_path: Path, url: str
 ) -> None:
     """T17"""
-    first, second, third = published(light, adapter, tmp_path, url, 3)
+    first, second, third = published(tiny, adapter, tmp_path, url, 3)
     folder = first.path.parent
     before = folder_sha256s(folder, leave_out=frozenset({"champion.json", ".lock"}))
     assert served(url) == "v3"
@@ -221,11 +202,11 @@ def test_going_back_restores_exactly_what_was_served_and_deletes_nothing(
 
 
 def test_going_back_to_what_was_never_served_before_is_refused(
-    light: Artifact, adapter: Artifact, tmp_path: Path, url: str
+    tiny: Artifact, adapter: Artifact, tmp_path: Path, url: str
 ) -> None:
     with pytest.raises(NotBuiltError, match="has no champion"):
         rollback(url, USE_CASE)
-    published(light, adapter, tmp_path, url, 2)
+    published(tiny, adapter, tmp_path, url, 2)
     with pytest.raises(NotBuiltError, match="cannot be rolled back to v9: champions before it: v1"):
         rollback(url, USE_CASE, "v9")
     with pytest.raises(NotBuiltError, match="has no version 'v9'; published: v1, v2"):
@@ -234,7 +215,7 @@ def test_going_back_to_what_was_never_served_before_is_refused(
 
 
 def test_a_crash_between_version_and_pointer_is_made_good_by_the_next_publishing(
-    light: Artifact, adapter: Artifact, report: Artifact, url: str, monkeypatch: pytest.MonkeyPatch
+    tiny: Artifact, adapter: Artifact, report: Artifact, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crash(*_: Any) -> None:
         raise OSError("the power is gone")
@@ -242,15 +223,15 @@ def test_a_crash_between_version_and_pointer_is_made_good_by_the_next_publishing
     with monkeypatch.context() as patch:
         patch.setattr(storage, "write_text_atomically", crash)
         with pytest.raises(OSError, match="power"):
-            publish(light, adapter, report, use_case=USE_CASE, registry_url=url)
+            publish(tiny, adapter, report, use_case=USE_CASE, registry_url=url)
     assert champion(url, USE_CASE) is None
     assert [version.version for version in versions(url, USE_CASE)] == ["v1"]
-    assert publish(light, adapter, report, use_case=USE_CASE, registry_url=url).version == "v1"
+    assert publish(tiny, adapter, report, use_case=USE_CASE, registry_url=url).version == "v1"
     assert served(url) == "v1"
 
 
 def test_a_crash_while_writing_leaves_no_version(
-    light: Artifact, adapter: Artifact, report: Artifact, url: str, monkeypatch: pytest.MonkeyPatch
+    tiny: Artifact, adapter: Artifact, report: Artifact, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T8: a folder gets its name only when its hashes were read again."""
 
@@ -263,17 +244,17 @@ def test_a_crash_while_writing_leaves_no_version(
     with monkeypatch.context() as patch:
         patch.setattr(registry, "bundle", garbled)
         with pytest.raises(ArtifactError, match="not copied faithfully"):
-            publish(light, adapter, report, use_case=USE_CASE, registry_url=url)
+            publish(tiny, adapter, report, use_case=USE_CASE, registry_url=url)
     assert versions(url, USE_CASE) == []
     assert [path.name for path in (Path(url) / USE_CASE).iterdir()] in ([], [".lock"])
-    assert publish(light, adapter, report, use_case=USE_CASE, registry_url=url).version == "v1"
+    assert publish(tiny, adapter, report, use_case=USE_CASE, registry_url=url).version == "v1"
 
 
 def test_a_champion_whose_manifest_was_altered_is_refused(
-    light: Artifact, adapter: Artifact, tmp_path: Path, url: str
+    tiny: Artifact, adapter: Artifact, tmp_path: Path, url: str
 ) -> None:
     """T8: and going back still works."""
-    first, second = published(light, adapter, tmp_path, url, 2)
+    first, second = published(tiny, adapter, tmp_path, url, 2)
     manifest = json.loads((second.path / "manifest.json").read_text(encoding="utf-8"))
     write_json_atomically(second.path / "manifest.json", {**manifest, "categories": []})
     with pytest.raises(ArtifactError, match="missing or altered"):
@@ -285,9 +266,9 @@ def test_a_champion_whose_manifest_was_altered_is_refused(
 
 
 def test_eight_processes_that_publish_one_model_make_one_version(
-    light: Artifact, adapter: Artifact, report: Artifact, url: str
+    tiny: Artifact, adapter: Artifact, report: Artifact, url: str
 ) -> None:
-    paths = (light.path, adapter.path, report.path)
+    paths = (tiny.path, adapter.path, report.path)
     with ProcessPoolExecutor(8, mp_context=get_context("spawn")) as pool:
         made = list(pool.map(in_another_process, [paths] * 8, [url] * 8))
     assert made == ["v1"] * 8
@@ -296,10 +277,10 @@ def test_eight_processes_that_publish_one_model_make_one_version(
 
 
 def test_of_eight_candidates_judged_against_nothing_one_wins(
-    light: Artifact, adapter: Artifact, report: Artifact, tmp_path: Path, url: str
+    tiny: Artifact, adapter: Artifact, report: Artifact, tmp_path: Path, url: str
 ) -> None:
     """T16: the others were never compared with the one that is served now."""
-    candidates = [variant(light, tmp_path, number) for number in range(8)]
+    candidates = [variant(tiny, tmp_path, number) for number in range(8)]
 
     def outcome(gguf: Artifact) -> str:
         try:
@@ -313,14 +294,14 @@ def test_of_eight_candidates_judged_against_nothing_one_wins(
 
 
 def test_a_registry_that_is_held_for_long_says_so(
-    light: Artifact, adapter: Artifact, report: Artifact, url: str, monkeypatch: pytest.MonkeyPatch
+    tiny: Artifact, adapter: Artifact, report: Artifact, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from filelock import FileLock
 
     monkeypatch.setattr(storage, "LOCK_SECONDS", 0.05)
     (Path(url) / USE_CASE).mkdir(parents=True)
     with FileLock(Path(url) / USE_CASE / ".lock"), pytest.raises(LockedError, match="another publisher"):
-        publish(light, adapter, report, use_case=USE_CASE, registry_url=url)
+        publish(tiny, adapter, report, use_case=USE_CASE, registry_url=url)
 
 
 def test_a_use_case_cannot_leave_its_registry(url: str) -> None:
