@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -37,6 +38,9 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 """Fields that would change an answer and that nothing here obeys, each with the values that ask for nothing."""
 
 
+_SURROGATES = re.compile("[\ud800-\udfff]")  # JSON can say them, and no encoder takes them
+
+
 class Part(BaseModel):
     """A piece of a turn."""
 
@@ -55,7 +59,7 @@ class Turn(BaseModel):
         """As the prompt builder takes it."""
         content = self.content
         text = content if isinstance(content, str) else "\n".join(part.text for part in content)
-        return Message(ROLES[self.role], text)
+        return Message(ROLES[self.role], _SURROGATES.sub("\ufffd", text))
 
 
 class StreamOptions(BaseModel):

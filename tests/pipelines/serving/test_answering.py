@@ -167,11 +167,12 @@ def test_citations_are_the_texts_that_an_answer_names_or_shares_its_words_with(s
 def test_the_client_chooses_less_but_never_more_than_was_published(served: ServedModel) -> None:
     turns = [Message("user", "How does the lamp look ?")]
     assert served.prepared(turns, None, maximum_tokens=4000).sampling.maximum_tokens == served.maximum_answer_tokens
-    said = served.answer(turns, None, maximum_tokens=3)
+    hits = [hit("The lamp is blue .")]
+    said = served.answer(turns, hits, maximum_tokens=3)
     assert said.finish == "length"
     assert 1 <= said.answer_tokens <= 3
     assert "Thank you for".startswith(said.text)
-    stopped = served.answer(turns, None, stops=["asking"])
+    stopped = served.answer(turns, hits, stops=["asking"])
     assert stopped.text == "Thank you for"
     assert stopped.finish == "stop"
 
