@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -182,13 +182,10 @@ class ServedModel:
         """The answer as it is written, without the space around it; closing the generator ends the writing.
 
         Raises:
-            ConfigError: prompt and answer are longer than the model's context.
+            ServerUnavailableError: llama.cpp failed.
         """
         held, begun = "", False
-        pieces = self._engine.generate(prepared.prompt, prepared.sampling)
-        with ExitStack() as stack:
-            if isinstance(pieces, Generator):
-                stack.enter_context(closing(pieces))
+        with closing(self._engine.generate(prepared.prompt, prepared.sampling)) as pieces:
             for piece in pieces:
                 text = held + piece.text
                 text = text if begun else text.lstrip()
