@@ -799,7 +799,7 @@ def _open(draw: Draw, number: int) -> list[_Attribute]:
         before = draw.random.choice(("", *[draw.random.choice(words.ATTRIBUTE_WORDS)] * 2))
         return f"{before} {noun}".strip()
 
-    common = draw.random.sample(_COMMON, draw.random.randint(0, number)) if draw.lifelike else []
+    common = draw.random.sample(_COMMON, draw.random.randint(0, min(number, len(_COMMON)))) if draw.lifelike else []
     names = {draw.made(make) for _ in range(number - len(common))} - {each.name for each in common}
     return [*common, *(_Attribute(name, Draw.anything) for name in sorted(names))]
 

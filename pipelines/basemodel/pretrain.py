@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from queue import Full
+from queue import Empty, Full
 from typing import Any
 
 from pipelines.basemodel.language import Case, Draw, case, chat, practice, prose
@@ -32,7 +32,7 @@ class Recipe:
     heads: int = 4
     feed_forward: int = 768
     context: int = 2048
-    tokens: int = 57_344_000
+    tokens: int = 53_248_000
     batch_tokens: int = 8192
     learning_rate: float = 3e-3
     warmup_steps: int = 100
@@ -68,7 +68,7 @@ _STAGES = (
     _Stage(967, 512, 0.1, (1, 2), (2, 4), (4, 8)),
     _Stage(1500, 512, 0.05, (1, 3), (2, 4), (3, 8)),
     _Stage(3000, 512, 0.03, (1, 3), (3, 5), (3, 8), lifelike=True, others=0.05),
-    _Stage(4500, 512, 0.02, (1, 3), (3, 5), (5, 12), lifelike=True, others=0.05),
+    _Stage(5000, 512, 0.02, (1, 3), (3, 5), (5, 12), lifelike=True, others=0.05),
     _Stage(math.inf, 1024, 0.02, (2, 4), (3, 6), (6, 14), lifelike=True, others=0.05),
 )
 
@@ -145,8 +145,15 @@ def _batches(recipe: Recipe, folder: Path, first: int) -> Iterator[tuple[Any, An
     maker = context.Process(target=_make_ahead, args=(recipe, str(folder), first, queue), daemon=True)
     maker.start()
     try:
-        for _ in range(first, recipe.steps):
-            yield queue.get()
+        for step in range(first, recipe.steps):
+            while True:
+                try:
+                    made = queue.get(timeout=5)
+                    break
+                except Empty:
+                    if not maker.is_alive():
+                        raise RuntimeError(f"no batch for step {step}: what makes them ended, see above") from None
+            yield made
     finally:
         maker.terminate()
 
