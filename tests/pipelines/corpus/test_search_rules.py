@@ -92,6 +92,7 @@ def test_equal_scores_come_in_the_order_of_their_ids() -> None:
 
 def test_the_command_takes_filters_principals_neighbours_and_a_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines import ask
+    from pipelines.declaration import USE_CASES
 
     given: dict[str, object] = {}
     monkeypatch.setattr(ask, "ask", lambda *names, **options: given.update(options, names=names) or [])
@@ -104,6 +105,7 @@ def test_the_command_takes_filters_principals_neighbours_and_a_mode(monkeypatch:
         "principals": ["staff", "ann"],
         "neighbours": 2,
         "mode": "words",
+        "use_cases": USE_CASES,
     }
 
 
