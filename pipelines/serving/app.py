@@ -35,7 +35,14 @@ from pipelines.admission import SHOWN, RefusedError, admit, check_json, read_jso
 from pipelines.catalog import now
 from pipelines.declaration import USE_CASES, Declaration, load_declaration
 from pipelines.environment import Environment
-from pipelines.errors import ConfigError, FreshetError, NotBuiltError, TransientError
+from pipelines.errors import (
+    ArtifactError,
+    ConfigError,
+    FreshetError,
+    NotBuiltError,
+    ServerUnavailableError,
+    TransientError,
+)
 from pipelines.feedback import application as feedback_application
 from pipelines.prompt import Message
 from pipelines.serving.answering import Answer, ServedModel, published, retrieved
@@ -214,12 +221,16 @@ class Server:
             prepared = model.prepared(turns, hits, **asked.sampling)
             running.tell(_Begun(model.version))
             text, finish = "", None
-            with contextlib.closing(model.said(prepared)) as pieces:
-                for piece in pieces:
-                    text, finish = text + piece.text, piece.finish
-                    running.tell(piece)
-                    if running.cancelled.is_set():
-                        break
+            try:
+                with contextlib.closing(model.said(prepared)) as pieces:
+                    for piece in pieces:
+                        text, finish = text + piece.text, piece.finish
+                        running.tell(piece)
+                        if running.cancelled.is_set():
+                            break
+            except (ArtifactError, ServerUnavailableError):  # llama.cpp failed, and answers no more
+                self.lives[use_case].doubt(model)
+                raise
             said = model.answered(prepared, text, finish or "length")
         try:
             record_answer(

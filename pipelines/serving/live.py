@@ -43,6 +43,7 @@ class Live:
         self._held: _Held | None = None
         self._token: str | None = None
         self._tried: tuple[str | None, float] | None = None
+        self._doubted = False
         self._closed = False
 
     @property
@@ -89,17 +90,23 @@ class Live:
             version = self._champion()
             if version is None:
                 return False
-            same = self._held is not None and self._held.model.version == version.version
+            same = self._held is not None and self._held.model.version == version.version and not self._doubted
             if not same:
                 self._replace(self._load(version))
                 _log.info("%s is answered by %s now", self.use_case, version.version)
-            self._token, self._tried = token, None
+            self._token, self._tried, self._doubted = token, None, False
         except FreshetError as error:
             if self._tried is None or self._tried[0] != token:
                 _log.error("%s stays as it is (%s): %s", self.use_case, self.version or "nothing", error)
             self._tried = (token, time.monotonic() + RETRY_SECONDS)
             return False
         return not same
+
+    def doubt(self, model: ServedModel) -> None:
+        """``model`` failed: the next look loads it anew."""
+        with self._lock:
+            if self._held is not None and self._held.model is model:
+                self._doubted, self._token = True, None
 
     def close(self) -> None:
         """Serve nothing any more; the model is freed after its last request."""

@@ -28,6 +28,7 @@ from pipelines.corpus.search import Hit
 from pipelines.declaration import load_declaration
 from pipelines.environment import Environment
 from pipelines.erasure import forget
+from pipelines.errors import FreshetError
 from pipelines.labels.feedback import feedback_examples
 from pipelines.labels.settings import LabelSettings
 from pipelines.prompt import Message
@@ -374,6 +375,25 @@ def test_a_client_that_leaves_ends_the_writing(server: Process, shop: Shop) -> N
         assert raw.recv(64)
     assert server.client().chat.completions.create(model=CHAT_USE_CASE, messages=LAMP).choices
     assert "Traceback" not in server.log.read_text()
+
+
+def test_a_model_that_failed_is_loaded_anew(server: Process, shop: Shop) -> None:
+    local = Server(Serving([CHAT_USE_CASE], folder=shop.use_cases, threads=1), Environment(FRESHET_HOME=shop.home))
+    live = local.lives[CHAT_USE_CASE]
+    assert live.look()
+    with live.model() as broken:
+        broken._engine.close()
+    asked = ChatRequest(model=CHAT_USE_CASE, messages=LAMP)
+    with pytest.raises(FreshetError):
+        local._answer(_Running(CHAT_USE_CASE, asked, asyncio.new_event_loop()))
+    assert live.look()
+    assert not live.look()
+    running = _Running(CHAT_USE_CASE, asked, asyncio.new_event_loop())
+    local._answer(running)
+    stored = stored_answer(local.stores.catalog, CHAT_USE_CASE, running.answer_id)
+    assert stored is not None
+    assert stored["answer"] == answer_of("lamp")
+    local.stop()
 
 
 def test_erasing_a_document_or_a_person_deletes_what_was_answered(server: Process, shop: Shop) -> None:
