@@ -6,7 +6,7 @@ exporting asset is skipped, and what depends on it with it.
 Concept: https://docs.dagster.io/guides/build/assets
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import dagster as dg
@@ -20,7 +20,10 @@ from pipelines.errors import GateRefusedError
 from pipelines.evaluation.approval import approve, may_export
 from pipelines.evaluation.suite import evaluate
 from pipelines.release.export import export
-from pipelines.release.registry import champion, publish
+from pipelines.release.hub import push_to_hub
+from pipelines.release.ollama import push_to_ollama
+from pipelines.release.registry import PublishedVersion, champion, publish
+from pipelines.release.settings import ReleaseSettings
 from pipelines.stores import Stores
 
 
@@ -165,10 +168,14 @@ def published_model_asset(declaration: Declaration) -> dg.AssetsDefinition:
                 report,
                 use_case=use_case,
                 registry_url=stores.environment.registry_url,
+                keep=declaration.release.keep_versions,
+                progress=context.log.info,
             )
-        context.log.info(f"{use_case} serves {version.version}")
+            context.log.info(f"{use_case} serves {version.version}")
+            sent = _sent_on(version, declaration.release, context.log.info)
         return dg.MaterializeResult(
             metadata={
+                **sent,
                 "version": version.version,
                 "dagster/uri": version.uri,
                 "fingerprint": version.fingerprint,
@@ -178,6 +185,19 @@ def published_model_asset(declaration: Declaration) -> dg.AssetsDefinition:
         )
 
     return published_model
+
+
+def _sent_on(
+    version: PublishedVersion, settings: ReleaseSettings, progress: Callable[[str], None]
+) -> dict[str, dg.MetadataValue[Any]]:
+    """Send a published version where the use case says; again, it sends only what is missing there."""
+    sent: dict[str, dg.MetadataValue[Any]] = {}
+    if settings.hub is not None:
+        sent["hub"] = dg.MetadataValue.url(push_to_hub(version, settings.hub, progress=progress))
+    if settings.ollama is not None:
+        name = push_to_ollama(version, settings.ollama, quantisation=settings.serve, progress=progress)
+        sent["ollama"] = dg.MetadataValue.text(name)
+    return sent
 
 
 def _evaluation_metadata(report: artifacts.Artifact) -> dict[str, Any]:

@@ -78,6 +78,8 @@ class Declaration(Settings):
                 f"release.serve {self.release.serve!r} is not written; quantisations: "
                 f"{', '.join(self.release.quantisations)}"
             )
+        if self.release.ollama is not None and self.task == "classify":
+            raise ValueError("release.ollama needs fine_tune with task: generate: Ollama runs chat models only")
         return self
 
     @property

@@ -18,6 +18,7 @@ from resources.stores import StoresResource
 from tests.orchestration.harness import Dagster, checks, failures
 from tests.pipelines.chat_base import QUESTIONS, answer_of, make_chat_base
 from tests.pipelines.chat_base import THINGS as COLOURS
+from tests.pipelines.release.ollama_server import Ollama
 
 THINGS = ("kettle", "lamp", "chair", "tent", "toolbox", "suitcase", "blender", "hose", "helmet", "raincoat")
 
@@ -28,6 +29,7 @@ class Desk(Dagster):
     def __init__(self, instance: dg.DagsterInstance, folder: Path) -> None:
         self.instance = instance
         self.folder = folder / "desk"
+        self.release: dict[str, Any] = {}
         self.change(base_model="all-MiniLM-L6-v2")
 
     def change(self, **fine_tune: Any) -> None:
@@ -43,7 +45,7 @@ class Desk(Dagster):
             "fine_tune": {"task": "generate", **fine_tune},
             "evaluation": {"held_out_share": 0.3, "gate": {"minimum_rows": 5}, "maximum_answer_tokens": 32},
             "prompt": {"context_tokens": 200},
-            "release": {"quantisations": ["F16", "Q8_0"]},
+            "release": {"quantisations": ["F16", "Q8_0"], **self.release},
         }
         component: Any = UseCase.model_validate(attributes)
         built = component.build_defs(SimpleNamespace(path=self.folder))
@@ -70,6 +72,14 @@ def desk(freshet_home: Path, tmp_path: Path) -> Iterator[Desk]:
             ]
         )
         yield use_case
+
+
+@pytest.fixture
+def ollama() -> Iterator[Ollama]:
+    server = Ollama()
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 def test_chats_without_a_context_are_frozen_with_what_the_served_index_finds(desk: Desk) -> None:
@@ -118,9 +128,12 @@ def test_a_quarantined_example_is_released_by_a_job_and_stays_so(desk: Desk) -> 
     assert "nothing to decide" in failures(nothing)
 
 
-def test_chats_become_a_published_model_that_writes_as_it_was_judged(desk: Desk, tmp_path: Path) -> None:
+def test_chats_become_a_published_model_that_writes_as_it_was_judged(
+    desk: Desk, ollama: Ollama, tmp_path: Path
+) -> None:
     """T12: what is trained is prompted as what is evaluated, and as what is published."""
     base = make_chat_base(tmp_path / "base")
+    desk.release = {"ollama": {"url": ollama.url}}
     desk.change(
         base_model=str(base),
         epochs=4,
@@ -149,3 +162,4 @@ def test_chats_become_a_published_model_that_writes_as_it_was_judged(desk: Desk,
     assert "data:image/png" in gguf["size_against_agreement"]
     assert published["version"] == "v1"
     assert "desk-Q8_0.gguf" in published["model_card"]
+    assert published["ollama"] == "desk:v1"

@@ -90,6 +90,7 @@ def test_scaffolding_starts_a_new_use_case(project: Path) -> None:
         ({**MINIMAL, "sources": MINIMAL["sources"] * 2}, "sources named twice: pages"),
         ({"name": "wiki", "sources": [{"name": "labels", "type": "folder", "url": "p"}]}, "'labels' is taken"),
         ({**MINIMAL, "release": {"quantisations": ["F16"], "serve": "Q8_0"}}, "'Q8_0' is not written"),
+        ({**MINIMAL, "release": {"ollama": {}}}, "Ollama runs chat models only"),
         ({**MINIMAL, "name": "Wiki pages"}, "name"),
     ],
 )
