@@ -154,13 +154,13 @@ class GgufVocabulary:
         return bool(self._llama.llama_vocab_is_eog(self._vocabulary, token))
 
 
-def encode(llama: Any, vocabulary: Any, text: str) -> list[int]:
-    """Token ids of ``text`` by llama.cpp."""
+def encode(llama: Any, vocabulary: Any, text: str, *, whole: bool = True) -> list[int]:
+    """Token ids of ``text`` by llama.cpp; ``whole`` puts around it what the tokenizer does, such as BOS."""
     encoded = text.encode("utf-8", "replace")
     size = len(encoded) + 8
     while True:
         ids = (llama.llama_token * size)()
-        count = llama.llama_tokenize(vocabulary, encoded, len(encoded), ids, size, True, True)
+        count = llama.llama_tokenize(vocabulary, encoded, len(encoded), ids, size, whole, True)
         if count >= 0:
             return list(ids[:count])
         size = -count  # a character can become more tokens than it has bytes
