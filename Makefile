@@ -10,7 +10,7 @@ export DAGSTER_HOME
 export HF_HUB_OFFLINE ?= 1
 export DAGSTER_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo dev test lint types check instance
+.PHONY: setup demo dev serve test lint types check instance
 
 setup: $(VENV)/.installed ## virtual environment with the pinned versions
 
@@ -30,6 +30,9 @@ demo: instance ## the whole main job on bundled data: no network, no GPU
 
 dev: instance ## Dagster's web server and daemon on http://127.0.0.1:3000
 	$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
+
+serve: setup ## OpenAI's API for published chat models on http://127.0.0.1:8080
+	$(BIN)/python -m pipelines.serve
 
 lint: setup ## style, and every use case's YAML
 	$(BIN)/ruff check .
