@@ -49,7 +49,7 @@ from pipelines.corpus.search import retrieved_texts
 from pipelines.corpus.serving import serve_index
 from pipelines.corpus.sync import sync_source
 from pipelines.declaration import load_declaration
-from pipelines.environment import REPOSITORY
+from pipelines.environment import REPOSITORY, available_cores
 from pipelines.fingerprint import fingerprint, text_hash
 from pipelines.prompt import Message, PromptSettings, build_messages
 from pipelines.release.gguf import convert, quantise
@@ -177,6 +177,7 @@ def peer(scratch: Path, questions: Sequence[str], clients: int, seconds: float) 
     port = free_port()
     model = scratch / "home" / "registry" / USE_CASE / "v1" / f"{USE_CASE}-Q8_0.gguf"
     arguments = ["-c", PEER, "--model", str(model), "--n_ctx", str(CONTEXT_TOKENS), "--port", str(port)]
+    arguments += ["--n_threads", str(available_cores()), "--n_threads_batch", str(available_cores())]
     arguments += ["--interrupt_requests", "false"]  # by default a question cuts off the stream that is being written
     try:
         with Running(arguments, scratch, port, "/v1/models"):
