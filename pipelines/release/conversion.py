@@ -3,7 +3,8 @@
 A process of its own: the converter puts a top-level package ``conversion`` on the path, configures logging, and its
 memory goes back when it ends. ``JOB`` is JSON: checkpoint (its configuration and tokenizer, and its weights unless
 ``merge`` names base, adapter and changes of the configuration), output, file_type, architecture, name, metadata,
-tokenizer (what the vocabulary has to say; none for a classifier) and root.
+tokenizer (what the vocabulary has to say; none for a classifier), root, and ``alone`` (its alpha) where the adapter is
+written without the model.
 """
 
 from __future__ import annotations
@@ -117,15 +118,74 @@ def convert(conversion: Any, job: dict[str, Any]) -> None:
             for key, value in job["metadata"].items():
                 self.gguf_writer.add_string(key, value)
 
+    class Alone(Converted):
+        """The adapter's updates, without the model that they belong to."""
+
+        model_arch = base.model_arch
+
+        def index_tensors(self, remote_hf_model_id: str | None = None) -> dict[str, Callable[[], Any]]:
+            """None of the model's."""
+            del remote_hf_model_id
+            return {}
+
+        def set_vocab(self) -> None:
+            """The base has it."""
+
+        def set_type(self) -> None:
+            """As llama.cpp knows adapters."""
+            self.gguf_writer.add_type(gguf.GGUFType.ADAPTER)
+            self.gguf_writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+
+        def set_gguf_parameters(self) -> None:
+            """What the adapter was made from, instead of the model's sizes."""
+            self.gguf_writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, job["alone"]["alpha"])
+            self.gguf_writer.add_file_type(self.ftype)
+            for key, value in job["metadata"].items():
+                self.gguf_writer.add_string(key, value)
+
+        def prepare_tensors(self) -> None:
+            """A and B of every update."""
+            for name, tensor in merge.tensors.items():
+                if tensor.update is not None:
+                    for new_name, a, b in self._update(name, tensor.update):
+                        self.gguf_writer.add_tensor(f"{new_name}.lora_a", a)
+                        self.gguf_writer.add_tensor(f"{new_name}.lora_b", b)
+
+        def _update(self, name: str, update: Any) -> Iterable[tuple[str, Any, Any]]:
+            """Names in the file, A (rank, in) and B (out, rank), permuted or split as the converter does weights."""
+            a, b = update.a.read().float(), update.b.read().float()
+            b *= update.scale * a.shape[0] / job["alone"]["alpha"]
+            kept = self.filter_tensors((name, None))
+            bid = next((int(part) for part in name.split(".") if part.isdecimal()), None)
+
+            def converted(weight: Any) -> list[tuple[str, Any]]:
+                return list(self.modify_tensors(weight.T if update.transposed else weight, kept[0], bid))
+
+            parts, whole = (converted(b), converted(b @ a)) if kept else ([], [])
+            for (new_name, part), (_, expected) in zip(parts, whole, strict=True):
+                if not (new_name.startswith("blk.") or new_name == "output.weight"):
+                    raise NotImplementedError(f"GGUF adapters cannot update {name}: only linear layers")
+                # The converter may do to rows what it likes, but nothing that A's side would have to know of.
+                same = part.shape == (expected.shape[0], a.shape[0]) and torch.allclose(
+                    part @ a, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
+                )
+                pair = a.half(), part.half()
+                if not same or not all(torch.isfinite(half).all() for half in pair):
+                    raise NotImplementedError(f"the update of {name} does not survive the way to GGUF")
+                yield new_name, *(half.contiguous().numpy() for half in pair)
+            if not parts:
+                raise NotImplementedError(f"llama.cpp has no place for {name}")
+
     checkpoint = Path(job["checkpoint"])
     hparams = conversion.ModelBase.load_hparams(checkpoint, False)
     if "n_positions" in hparams:
         hparams.setdefault("n_ctx", hparams["n_positions"])  # transformers no longer writes it
     file_type = getattr(gguf.LlamaFileType, f"MOSTLY_{job['file_type']}")
-    model = Converted(checkpoint, file_type, Path(job["output"]), model_name=job["name"], hparams=hparams)
+    kind = Alone if job.get("alone") else Converted
+    model = kind(checkpoint, file_type, Path(job["output"]), model_name=job["name"], hparams=hparams)
     model.dir_model_card = Path(job["name"])  # the converter takes facts from the name of a folder, here a passing one
     model.write()
-    if merge:
+    if merge and not job.get("alone"):
         merge.check()
 
 

@@ -19,13 +19,14 @@ from pipelines.evaluation.settings import EvaluationSettings
 from pipelines.fingerprint import fingerprint
 from pipelines.labels.examples import Example, read_split
 from pipelines.prompt import render
+from pipelines.release.adapter_gguf import adapter_to_gguf
 from pipelines.release.bundle import base_name
-from pipelines.release.gguf import Header, convert, quantise
+from pipelines.release.gguf import Header, convert, disk_needed, quantise
 from pipelines.release.parity import compare, plot
 from pipelines.release.parity_chats import compare_chats, load_reference, plot_chats
 from pipelines.release.settings import Quantisation, ReleaseSettings
 
-EXPORTER = "4"
+EXPORTER = "5"
 """Version of what this module makes of equal inputs; part of the fingerprint."""
 
 PACKAGES = ("torch", "transformers", "peft", "auto-round", "gguf", "llama-cpp-python")
@@ -91,7 +92,7 @@ def export(
             shutil.rmtree(left, ignore_errors=True)
         with writing(folder / key) as scratch:
             base = base_folder(adapter)
-            _check_disk(scratch, base, settings)
+            _check_disk(scratch, base, adapter.path, settings)
             if task == "generate":
                 facts = _export_chat(adapter, training_set, base, settings, evaluation, scratch, progress)
             else:
@@ -238,10 +239,24 @@ def _export_chat(
         "merged": parity.merged,
         "metric": parity.metric,
         "held_out_rows": parity.rows,
-        "adapter_gguf": None,
+        "adapter_gguf": _adapter_alone(adapter, base, metadata, folder, progress) if settings.adapter_gguf else None,
         "parity": verdict,
         "warnings": budget.warnings,
     }
+
+
+def _adapter_alone(
+    adapter: Artifact, base: Path, metadata: Mapping[str, str], folder: Path, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """The adapter's own file, or why there is none: people can take the merged ones."""
+    path = folder / f"{adapter.manifest['use_case']}-adapter-F16.gguf"
+    progress("converting the adapter alone to GGUF")
+    try:
+        adapter_to_gguf(adapter.path, base, path, name=adapter.manifest["use_case"], metadata=metadata)
+    except ExportError as error:
+        progress(str(error))
+        return {"refused": str(error).replace(str(adapter.path), "the adapter")}
+    return {"file": path.name, "size": path.stat().st_size}
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,12 +370,12 @@ def base_licence(folder: Path) -> str:
     return str(facts.get("license") or "unknown") if isinstance(facts, dict) else "unknown"
 
 
-def _check_disk(folder: Path, base: Path, settings: ReleaseSettings) -> None:
-    weights = sum(path.stat().st_size for path in base.glob("*.safetensors"))
-    needed = (2 + len(settings.quantisations)) * weights  # the merged checkpoint, 16 bits and the quantised files
+def _check_disk(folder: Path, base: Path, adapter: Path, settings: ReleaseSettings) -> None:
+    beside = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))
+    needed = disk_needed(base, settings.quantisations) + beside
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ExportError(
-            f"the export needs about {needed / 1e9:.1f} GB in {folder.parent}, and {free / 1e9:.1f} GB are free: "
-            "make room, or move FRESHET_HOME"
+            f"the export needs up to {needed / 1e9:.3g} GB in {folder.parent}, and {free / 1e9:.3g} GB are free: "
+            "make room, move FRESHET_HOME, or leave out some of release.quantisations"
         )

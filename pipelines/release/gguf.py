@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pipelines.release.conversion import REFUSED
 from pipelines.release.llama import llama_library
 from pipelines.release.merge import open_merge, write_surroundings
 from pipelines.release.settings import Quantisation
+from pipelines.release.tensors import stored_tensors
 from pipelines.release.tokens import SpecialTokens, load_tokenizer, pre_tokenizer, prove, special_tokens
 
 ARCHITECTURES = ("BertForSequenceClassification",)
@@ -28,6 +30,12 @@ ARCHITECTURES = ("BertForSequenceClassification",)
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 """What llama.cpp computes in BERT's feed-forward layers, up to the approximation."""
+
+BITS: Mapping[str, float] = {
+    "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q6_K": 8.5, "Q5_K_M": 8.5, "Q5_K_S": 6, "Q5_0": 6, "Q4_K_M": 8.5,
+    "Q4_K_S": 6, "Q4_0": 5.5, "IQ4_NL": 5.5, "IQ4_XS": 5.5, "Q3_K_M": 5.5, "Q2_K": 4.5,
+}  # fmt: skip
+"""A weight, at most: with what llama.cpp falls back to where rows do not divide by 256."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +143,7 @@ def convert(
     with _surroundings(checkpoint, adapter, config, output) as folder:
         facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         classifier = str((facts.get("architectures") or [None])[0]).endswith("ForSequenceClassification")
-        architecture = _representable(folder, facts) if classifier else _language_model(folder, facts)
+        architecture = _representable(folder, facts) if classifier else language_model(folder, facts)
         tokenizer = None if classifier else load_tokenizer(folder)
         special = None if tokenizer is None else special_tokens(folder, tokenizer)
         job = {
@@ -149,7 +157,7 @@ def convert(
             "tokenizer": special and {"pre": pre_tokenizer(tokenizer), "fields": _fields(special)},
             "root": str(converter_root(Environment().llama_cpp_root)),
         }
-        _run(job, checkpoint)
+        run_converter(job, checkpoint)
         header = read_header(output)
         if special is None:
             labels = tuple(facts["id2label"][str(index)] for index in range(len(facts["id2label"])))
@@ -161,8 +169,12 @@ def convert(
     return header
 
 
-def _run(job: Mapping[str, Any], checkpoint: Path) -> None:
-    """Run the converter in its own process."""
+def run_converter(job: Mapping[str, Any], checkpoint: Path) -> None:
+    """Run the converter in its own process.
+
+    Raises:
+        ExportError: it refused the model, or failed.
+    """
     ran = subprocess.run(
         [sys.executable, "-m", "pipelines.release.conversion", json.dumps(job)],
         cwd=REPOSITORY,
@@ -207,6 +219,28 @@ def _fields(special: SpecialTokens) -> dict[str, int | bool | None]:
         "tokenizer.ggml.add_bos_token": special.add_bos,
         "tokenizer.ggml.add_eos_token": special.add_eos,
     }
+
+
+def disk_needed(base: Path, quantisations: Sequence[Quantisation]) -> int:
+    """Bytes that the files of ``quantisations`` need at most, the 16-bit one that they are made from counted.
+
+    Raises:
+        ExportError: ``base`` holds no safetensors.
+    """
+    tensors = stored_tensors(base).values()
+    vectors = sum(math.prod(tensor.shape) for tensor in tensors if len(tensor.shape) < 2)
+    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
+    # llama.cpp keeps embeddings, read and written, in more bits than the rest; a tied one may be untied by an adapter.
+    largest = 2 * max((math.prod(tensor.shape) for tensor in matrices), default=0)
+    rest = sum(math.prod(tensor.shape) for tensor in matrices)
+    vocabulary = base / "tokenizer.json"
+    around = 4 * vectors + (2 * vocabulary.stat().st_size if vocabulary.is_file() else 0) + (1 << 20)
+    written = {*quantisations, *([] if "BF16" in quantisations else ["F16"])}
+    needed = 0
+    for name in written:
+        bits = BITS[name]
+        needed += around + math.ceil((rest * bits + largest * max(bits, BITS["Q8_0"])) / 8)
+    return needed
 
 
 def quantise(source: Path, output: Path, quantisation: Quantisation, labels: Sequence[str] | None) -> Header:
@@ -267,7 +301,7 @@ def _representable(checkpoint: Path, config: Mapping[str, Any]) -> str:
     return architecture
 
 
-def _language_model(checkpoint: Path, config: Mapping[str, Any]) -> str:
+def language_model(checkpoint: Path, config: Mapping[str, Any]) -> str:
     """The architecture of a causal language model."""
     architecture = str((config.get("architectures") or [None])[0])
     if not architecture.endswith(("ForCausalLM", "LMHeadModel")):

@@ -587,7 +587,7 @@ def _tie(
         first, second = pair[0]
         updated = first is not second and (first is None or second is None or not first.equals(second))
         one, other = pair[1]
-        replaced = one is not other and (one is None or other is None or not _equal(one, other))
+        replaced = one is not other and (one is None or other is None or not equal_tensors(one, other))
         if not updated and not replaced:
             if target not in names:
                 tensors.pop(target, None)  # stays the same tensor
@@ -599,7 +599,8 @@ def _tie(
     return untied
 
 
-def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+def equal_tensors(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether both hold the same numbers in the same type."""
     return (one.dtype, one.shape) == (other.dtype, other.shape) and all(
         first == second for first, second in zip(one.parts(PART), other.parts(PART), strict=True)
     )
