@@ -309,9 +309,10 @@ class _Worker:
             llama.llama_sampler_chain_add(sampler, llama.llama_sampler_init_top_p(sampling.top_p, 1))
             llama.llama_sampler_chain_add(sampler, llama.llama_sampler_init_dist(seed))
         request = _Request(ids, sampling, frozenset(controls), sampler, grammar, _Text(sampling.stops))
-        finalize(request, llama.llama_sampler_free, sampler)
-        if grammar:
-            finalize(request, llama.llama_sampler_free, grammar)
+        for owned in (sampler, grammar):
+            if owned:
+                # Not at the end of the process, when the thread may still draw with it.
+                finalize(request, llama.llama_sampler_free, owned).atexit = False
         return request
 
     def submit(self, request: _Request) -> None:

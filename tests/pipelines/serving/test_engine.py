@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -117,8 +119,9 @@ def test_a_long_prompt_does_not_hold_up_others(model: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(engine_module._Worker, "_draw", recorded)
     with Engine(model, context_tokens=CONTEXT, slots=2, threads=1) as small:
-        long = small.generate(prompt("tent " * 200), Sampling(maximum_tokens=1))
-        short = small.generate(prompt("lamp"), Sampling(maximum_tokens=12))
+        with small._worker._changed:  # both are in line before the first step
+            long = small.generate(prompt("tent " * 200), Sampling(maximum_tokens=1))
+            short = small.generate(prompt("lamp"), Sampling(maximum_tokens=12))
         assert said(short)[1] == said(long)[1] == "length"
     assert drawn == [12] * 12 + [1]
 
@@ -276,11 +279,30 @@ def test_an_engine_lives_as_long_as_its_answers(model: Path) -> None:
     assert said(asked())[1] == "length"
 
 
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_process_ends_in_the_middle_of_an_answer(model: Path, dropped: bool) -> None:
+    """Nothing is freed that the thread still computes with."""
+    script = f"""
+from pathlib import Path
+from pipelines.serving.engine import Engine, Sampling
+
+engine = Engine(Path({str(model)!r}), context_tokens={CONTEXT}, slots=2, threads=1)
+asked = [engine.generate("The tent", Sampling(maximum_tokens=400, temperature=1.0)) for _ in range(4)]
+next(asked[0])
+if {dropped}:
+    del engine
+raise SystemExit(3)
+"""
+    for _ in range(2):
+        ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=60)
+        assert (ended.returncode, ended.stderr) == (3, b"")
+
+
 def test_a_failure_reaches_all_who_wait_and_later_calls(model: Path) -> None:
     with Engine(model, context_tokens=CONTEXT, slots=2, threads=1) as broken:
         running = broken.generate(prompt("tent"), LONG)
         next(running)
-        with broken._worker._changed:  # both are in line before the next step
+        with broken._worker._changed:  # all are in line before the next step
             failing = broken._pieces(broken._worker.request([10**6], LONG))
             next(failing)
             waiting = broken.generate(prompt("lamp"), LONG)
