@@ -23,6 +23,7 @@ from pipelines.errors import ArtifactError, ConfigError
 from pipelines.labels.review import Decision
 from pipelines.labels.review import decide as decide_on_example
 from pipelines.labels.settings import LabelSettings
+from pipelines.release.overview import difference, difference_lines, overview, overview_lines
 from pipelines.release.registry import promote, rollback
 from pipelines.stores import Stores
 
@@ -200,6 +201,39 @@ def promote_job(declaration: Declaration) -> dg.JobDefinition:
 
     return _job(
         declaration, "promote", f"Serves any published version of {use_case}, the newest or an old one.", move_champion
+    )
+
+
+class VersionsConfig(dg.Config):
+    """Two versions to compare."""
+
+    compare: list[str] = Field(default=[], description="Two versions, such as [v1, v2]; left out, all are listed.")
+
+
+def versions_job(declaration: Declaration) -> dg.JobDefinition:
+    """List what is published, or say how two versions differ."""
+    use_case = declaration.name
+
+    @dg.op(name=f"{use_case}_look_at_versions", out=dg.Out(dg.Nothing))
+    def look_at_versions(
+        context: dg.OpExecutionContext, config: VersionsConfig, stores: dg.ResourceParam[Stores]
+    ) -> None:
+        url = stores.environment.registry_url
+        with permanent_failures():
+            if len(config.compare) not in (0, 2):
+                raise ConfigError(f"compare {config.compare} names {len(config.compare)} versions: give two, or none")
+            lines = (
+                difference_lines(difference(url, use_case, *config.compare))
+                if config.compare
+                else overview_lines(overview(url, use_case))
+            )
+        context.log.info("\n".join(lines))
+
+    return _job(
+        declaration,
+        "versions",
+        f"Lists the published versions of {use_case}, or says how two differ.",
+        look_at_versions,
     )
 
 

@@ -27,6 +27,7 @@ from pipelines.jobs import (
     review_examples_job,
     rollback_job,
     switch_index_job,
+    versions_job,
 )
 from pipelines.schedules import labels_schedule, source_schedules
 from sensors.retraining import retraining_sensor
@@ -83,7 +84,7 @@ class UseCase(Declaration, dg.Component, dg.Resolvable):
                 published_model_asset(self),
             ]
             checks.append(parity_check(self))
-            jobs += [retrain, promote_job(self), rollback_job(self)]
+            jobs += [retrain, versions_job(self), promote_job(self), rollback_job(self)]
             if self.evaluation.gate.approval:
                 jobs.append(approve_candidate_job(self))
             sensors.append(retraining_sensor(self, settings, retrain, running=running))

@@ -164,6 +164,10 @@ def test_labels_become_a_published_model_a_tie_is_refused_and_a_rollback_has_not
     assert "rolled back" in failures(back)
     assert complaints.served() == "v1"
 
+    assert complaints.run("complaints_versions").success
+    both = {"ops": {"complaints_look_at_versions": {"config": {"compare": ["v1", "v7"]}}}}
+    assert "has no version 'v7'" in failures(complaints.run("complaints_versions", config=both))
+
     forward = {"ops": {"complaints_move_champion": {"config": {"version": "v9"}}}}
     nowhere = complaints.run("complaints_promote", config=forward)
     assert "has no version 'v9'; published: v1" in failures(nowhere)

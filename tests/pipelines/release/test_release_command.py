@@ -1,5 +1,6 @@
 """``python -m pipelines.release``."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +20,28 @@ def test_a_user_can_list_promote_and_roll_back(
     url = str(freshet_home / "registry")
     publish(gguf, adapter, write_report(tmp_path / "r1", adapter), use_case=USE_CASE, registry_url=url)
     judged = write_report(tmp_path / "r2", adapter, champion=adapter.fingerprint)
-    publish(copied(gguf, tmp_path / "g2", fingerprint="2" * 64), adapter, judged, use_case=USE_CASE, registry_url=url)
+    publish(
+        copied(gguf, tmp_path / "g2", fingerprint="2" * 64, held_out_rows=7),
+        adapter,
+        judged,
+        use_case=USE_CASE,
+        registry_url=url,
+    )
     assert main(["list", USE_CASE]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[:4] for line in lines] == ["  v1", "* v2"]
+    assert main(["list", USE_CASE, "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [version["served"] for version in listed] == [False, True]
+    assert listed[0]["files"]["F16"]["size"] == gguf.manifest["quantisations"]["F16"]["size"]
+    assert main(["diff", USE_CASE, "v1", "v2"]) == 0
+    rows, verdict = capsys.readouterr().out.splitlines()
+    assert rows == f"held_out_rows: {gguf.manifest['held_out_rows']} -> 7"
+    assert verdict.startswith("verdict.reasons: ['not surely worse: ")
+    assert main(["diff", USE_CASE, "v2", "v2"]) == 0
+    assert capsys.readouterr().out == "no difference\n"
+    assert main(["diff", USE_CASE, "v1", "v9", "--json"]) == 2
+    assert "has no version 'v9'; published: v1, v2" in capsys.readouterr().err
     assert main(["rollback", USE_CASE]) == 0
     assert capsys.readouterr().out == "notices serves v1\n"
     assert main(["promote", USE_CASE, "v2"]) == 0
