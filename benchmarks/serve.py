@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -138,6 +138,8 @@ def measure(scratch: Path, clients: int, seconds: float) -> tuple[list[dict[str,
         "requests_per_s": first["requests/s"],
         "vs_one_at_a_time": first["requests/s"] / alone["requests/s"],
     }
+    if "CPU ms/request" in first:
+        figures["cpu_vs_one_at_a_time"] = alone["CPU ms/request"] / first["CPU ms/request"]
     if other.get("requests/s"):
         figures["vs_llama_cpp_server"] = first["requests/s"] / other["requests/s"]
     return rows, figures
@@ -148,8 +150,9 @@ def ours(scratch: Path, questions: Sequence[str], slots: int, clients: int, seco
     promote(str(scratch / "home" / "registry"), USE_CASE, "v1")
     port = free_port()
     arguments = ["-m", "pipelines.serve", "--folder", str(scratch / "use_cases"), "--port", str(port)]
-    with Running([*arguments, "--slots", str(slots)], scratch, port, "/health"):
+    with Running([*arguments, "--slots", str(slots)], scratch, port, "/health") as server:
         done: dict[str, float] = {}
+        used = server.cpu_seconds()
 
         def disturb() -> None:
             began = time.monotonic()
@@ -167,9 +170,8 @@ def ours(scratch: Path, questions: Sequence[str], slots: int, clients: int, seco
         chats = [[{"role": "user", "content": question}] for question in questions]
         load = put_load(port, chats, clients, seconds, model=USE_CASE)
         disturbing.join()
-        if {"v1", "v2"} - set(load.versions):
-            load.failures.append(f"only {sorted(set(load.versions))} answered")
-        return {**shown(load), **done}
+        answered = " ".join(sorted(set(load.versions)))
+        return {**shown(load), **per_request(used, server, load), "answered by": answered, **done}
 
 
 def peer(scratch: Path, questions: Sequence[str], clients: int, seconds: float) -> dict[str, Any]:
@@ -180,8 +182,10 @@ def peer(scratch: Path, questions: Sequence[str], clients: int, seconds: float) 
     arguments += ["--n_threads", str(available_cores()), "--n_threads_batch", str(available_cores())]
     arguments += ["--interrupt_requests", "false"]  # by default a question cuts off the stream that is being written
     try:
-        with Running(arguments, scratch, port, "/v1/models"):
-            return shown(put_load(port, prompts(scratch, questions), clients, seconds, model="model"))
+        with Running(arguments, scratch, port, "/v1/models") as server:
+            chats, used = prompts(scratch, questions), server.cpu_seconds()
+            load = put_load(port, chats, clients, seconds, model="model")
+            return {**shown(load), **per_request(used, server, load)}
     except RuntimeError as error:
         return {"note": str(error)[-120:]}
 
@@ -201,6 +205,14 @@ def prompts(scratch: Path, questions: Sequence[str]) -> list[list[dict[str, str]
         for question, texts in zip(questions, found, strict=True)
     ]
     return [[{"role": turn.role, "content": turn.content} for turn in chat] for chat in chats]
+
+
+def per_request(before: float | None, server: Running, load: Load) -> dict[str, float]:
+    """Processor time of the server, which other work on the machine distorts less than what clients see."""
+    after = server.cpu_seconds()
+    if before is None or after is None or not load.seconds:
+        return {}
+    return {"CPU ms/request": 1000 * (after - before) / len(load.seconds)}
 
 
 def shown(load: Load) -> dict[str, Any]:
@@ -304,8 +316,16 @@ class Running:
                 connection.close()
         raise RuntimeError(f"did not start ({self._process.poll()}): {self._log.read_text(errors='replace')[-500:]}")
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> Self:
+        return self
+
+    def cpu_seconds(self) -> float | None:
+        """That the server's process has used; None where the system does not say."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:
+            return None
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def __exit__(self, *_: object) -> None:
         self._process.send_signal(signal.SIGTERM)
