@@ -1,7 +1,7 @@
 """Published models: immutable versions, and one pointer that moves.
 
 ``<registry>/<use case>/v1, v2, …`` are complete once they exist; ``champion.json`` names the one that is served. Moving
-it deletes nothing: only publishing with ``keep`` removes old versions (``retention``). Publishing reads the gate's
+it deletes nothing: only ``prune``, and publishing with ``keep``, do (``retention``). Publishing reads the gate's
 stored verdict and every hash again. Where all this lies, and what a crash can do to it: ``storage``.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
@@ -143,9 +143,7 @@ def publish(
             progress(f"{found.uri} is complete")
         _switch(storage, pointer, found)
         if keep is not None:
-            now = _pointer(storage)
-            kept = () if now is None else (now.version, *now.history[-1:])
-            remove(storage, removable(storage.names(), keep=keep, never=kept), progress)
+            _prune(storage, keep, progress)
         return found
 
 
@@ -287,10 +285,7 @@ def rollback(registry_url: str, use_case: str, to: str | None = None) -> Publish
         pointer = _pointer(storage)
         if pointer is None:
             raise NotBuiltError(f"{use_case} has no champion, so there is nothing to roll back from")
-        existing = set(storage.names())
-        history = tuple(name for name in pointer.history if name in existing)
-        while history and history[-1] == pointer.version:  # what was between has been removed
-            history = history[:-1]
+        history = _before(pointer, storage.names())
         if not history or (to is not None and to not in history):
             raise NotBuiltError(
                 f"{use_case} {pointer.version} cannot be rolled back to {to or 'the version before'}: champions "
@@ -300,6 +295,44 @@ def rollback(registry_url: str, use_case: str, to: str | None = None) -> Publish
         target = _verified(_read(storage, history[at], use_case))
         _point(storage, target, history[:at], pointer.token)
         return target
+
+
+def prune(
+    registry_url: str, use_case: str, keep: int, progress: Callable[[str], None] = lambda _line: None
+) -> list[str]:
+    """Remove all versions but the last ``keep``, the served one and the one that a rollback would serve.
+
+    Returns:
+        The versions removed, the oldest first. What cannot be deleted now is said and left for the next time.
+
+    Raises:
+        ConfigError: ``keep`` is below 1.
+        NotBuiltError: nothing is published.
+        ArtifactError: the pointer is damaged, so that nobody can say what is served; nothing is removed then.
+        LockedError: a publisher holds the registry for long.
+        ServerUnavailableError: the store cannot be reached.
+    """
+    if keep < 1:
+        raise ConfigError(f"keep {keep} versions: give 1 or more")
+    storage = open_storage(registry_url, use_case)
+    if not storage.names():
+        raise NotBuiltError(f"{use_case} has no published version in {storage.uri}, so there is nothing to prune")
+    with storage.alone():
+        return _prune(storage, keep, progress)
+
+
+def _prune(storage: Storage, keep: int, progress: Callable[[str], None]) -> list[str]:
+    pointer, names = _pointer(storage), storage.names()
+    kept = () if pointer is None else (pointer.version, *_before(pointer, names)[-1:])
+    return remove(storage, removable(names, keep=keep, never=kept), progress)
+
+
+def _before(pointer: Pointer, names: Collection[str]) -> tuple[str, ...]:
+    """The champions that a rollback can go to, the latest last."""
+    history = tuple(name for name in pointer.history if name in names)
+    while history and history[-1] == pointer.version:  # what was between has been removed
+        history = history[:-1]
+    return history
 
 
 def _manifest(gguf: Artifact, adapter: Artifact, report: Artifact, *, use_case: str, version: str) -> dict[str, Any]:

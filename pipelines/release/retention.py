@@ -16,11 +16,12 @@ def removable(versions: Sequence[str], *, keep: int, never: Collection[str]) -> 
     return [version for version in versions[: -max(1, keep)] if version not in never]
 
 
-def remove(storage: Storage, versions: Sequence[str], progress: Callable[[str], None]) -> None:
-    """Delete ``versions``, each its manifest first, so that one half deleted does not exist; say which.
+def remove(storage: Storage, versions: Sequence[str], progress: Callable[[str], None]) -> list[str]:
+    """Delete ``versions``, each its manifest first, so that one half deleted does not exist; say and return which.
 
     What cannot be deleted now stays for the next time: a version has been published, and that holds.
     """
+    removed = []
     for version in versions:
         try:
             storage.remove(version)
@@ -28,3 +29,5 @@ def remove(storage: Storage, versions: Sequence[str], progress: Callable[[str], 
             progress(f"{storage.say(version)} is old and could not be removed: {error}")
         else:
             progress(f"removed {storage.say(version)}: more versions than are kept")
+            removed.append(version)
+    return removed
