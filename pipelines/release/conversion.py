@@ -15,7 +15,12 @@ import logging
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from pipelines.errors import ExportError
+
+if TYPE_CHECKING:
+    from pipelines.release.merge import Merge
 
 REFUSED = 2
 """Exit status when the converter cannot do it; the reason is the last line on standard error."""
@@ -27,14 +32,27 @@ def main(argument: str) -> int:
     logging.getLogger("hf-to-gguf").setLevel(logging.ERROR)
     sys.path.insert(0, job["root"])
     conversion = importlib.import_module("conversion")
-    from pipelines.errors import ExportError
-
     try:
         convert(conversion, job)
     except (NotImplementedError, ExportError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)  # noqa: T201 the parent reads it
         return REFUSED
     return 0
+
+
+class Streamed:
+    """What the writer asks of an array: its size, and to be written."""
+
+    def __init__(self, merge: Merge, name: str, nbytes: int) -> None:
+        """The tensor ``name`` of ``merge``, which takes ``nbytes`` in the file."""
+        self.merge, self.name, self.nbytes = merge, name, nbytes
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Write it."""
+        began = file.tell()
+        file.writelines(self.merge.parts(self.name))
+        if file.tell() != began + self.nbytes:
+            raise ExportError(f"{self.name} became {file.tell() - began} bytes long, not {self.nbytes}")
 
 
 def convert(conversion: Any, job: dict[str, Any]) -> None:
@@ -54,6 +72,7 @@ def convert(conversion: Any, job: dict[str, Any]) -> None:
     base: Any = conversion.get_model_class(job["architecture"])
     lazily: Any = conversion.LazyTorchTensor
     tokenizer = job["tokenizer"]
+    straight: dict[str, str] = {}
 
     class Converted(base):  # type: ignore[misc]
         """The converter's model, with its head, our merged weights, and what is known of its tokenizer."""
@@ -87,9 +106,19 @@ def convert(conversion: Any, job: dict[str, Any]) -> None:
         def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterable[tuple[str, Any]]:
             """Everything has a place in the file; experts are gathered first."""
             parts = list(super().modify_tensors(data_torch, name, bid))
+            if merge and len(parts) == 1 and parts[0][1] is data_torch and name in merge.tensors:
+                straight[parts[0][0]] = name
             if not parts and tokenizer is not None and ".experts." not in name:
                 raise NotImplementedError(f"llama.cpp has no place for {name}")
             return parts
+
+        def prepare_tensors(self) -> None:
+            """Lazily; what the converter leaves as it is goes from the merge into the file, some rows at a time."""
+            super().prepare_tensors()
+            for new_name, found in self.gguf_writer.tensors[0].items():
+                if new_name in straight and found.dtype.name in {"F16", "BF16", "F32"}:
+                    merge.tensors[straight[new_name]].dtype = found.dtype.name
+                    found.tensor = Streamed(merge, straight[new_name], found.nbytes)
 
         def get_vocab_base_pre(self, tokenizer_: Any) -> str:
             """By hash as the converter knows it, else by structure."""

@@ -55,12 +55,17 @@ def export(
     Raises:
         ArtifactError: an input is altered, or the adapter was trained on another training set.
         ExportError: the model cannot be merged or converted faithfully, or the disk is full.
-        ConfigError: ``settings.serve`` is not among the quantisations.
+        ConfigError: ``settings.serve`` is not among the quantisations, or ``settings.importance_matrix`` is set.
         LockedError: another process exports into ``folder``.
     """
     if settings.serve not in settings.quantisations:
         raise ConfigError(
             f"serve {settings.serve!r} is not written; quantisations: {', '.join(settings.quantisations)}"
+        )
+    if settings.importance_matrix:
+        raise ConfigError(
+            "release.importance_matrix is true, and exports do not use one: what it gains was not shown yet; "
+            "set it to false"
         )
     adapter, training_set = load(adapter.path), load(training_set.path)
     task = adapter.manifest.get("task", "classify")

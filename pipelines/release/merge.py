@@ -175,7 +175,7 @@ class Merge:
                         after *= factor
                 elif bias is not None:
                     after = before.to(self.device).float() + bias[first : first + step]
-                if after is before:
+                if after is before and (tensor.dtype != "F16" or tensor.stored.dtype == "F16"):
                     yield after.to(dtype)
                     continue
                 least, most = torch.aminmax(after) if after.numel() else (after.sum(), after.sum())
@@ -185,7 +185,11 @@ class Merge:
                         "adapter diverged, or a wider type is needed"
                     )
                 after = after.to("cpu", dtype)
-                if name not in self._differing and not torch.equal(after, before.to(dtype)):
+                if (
+                    (update or bias is not None)
+                    and name not in self._differing
+                    and not torch.equal(after, before.to(dtype))
+                ):
                     self._differing.add(name)
                 yield after
 

@@ -192,6 +192,7 @@ def test_where_only_bf16_is_asked_for_everything_is_made_from_it(
     """G13"""
     artifact, said, _ = bad_gguf
     assert said[:2] == ["converting to GGUF (BF16)", "quantising to IQ4_XS"]
-    assert sorted(path.name for path in artifact.path.glob("*.gguf")) == ["shop-BF16.gguf", "shop-IQ4_XS.gguf"]
+    files = ["shop-BF16.gguf", "shop-IQ4_XS.gguf", "shop-adapter-F16.gguf"]
+    assert sorted(path.name for path in artifact.path.glob("*.gguf")) == files
     assert artifact.manifest["quantisations"]["BF16"]["tensor_types"].keys() == {"BF16", "F32"}
     assert artifact.manifest["quantisations"]["IQ4_XS"]["file_type"] == "IQ4_XS"
