@@ -36,7 +36,9 @@ def main(url: str, kills: int, folder: Path) -> dict[str, int]:
     usual = time.monotonic() - start
     seen: Counter[str] = Counter()
     waits = random.Random(7)
-    for number in range(2, kills + 2):
+    number = 2
+    while seen["killed"] < kills:
+        number += 1
         model = variant(gguf, folder, number)
         before = champion(url, USE_CASE)
         child = os.fork()
@@ -66,7 +68,7 @@ def main(url: str, kills: int, folder: Path) -> dict[str, int]:
         seen["killed between version and pointer"] += int(
             not moved and any(each.fingerprint == model.fingerprint for each in versions(url, USE_CASE))
         )
-    last = publish_one(variant(gguf, folder, kills + 2), judged)
+    last = publish_one(variant(gguf, folder, number + 1), judged)
     served = champion(url, USE_CASE)
     assert served is not None
     assert served.version == last

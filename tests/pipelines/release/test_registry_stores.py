@@ -34,7 +34,7 @@ from pipelines.release.storage import LocalStorage, ObjectStorage, open_storage
 from tests.pipelines.release.samples import USE_CASE, variant, write_report
 
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # read at import: else it asks by gRPC what the bucket is
-KILLS = int(os.environ.get("FRESHET_TEST_KILLS", "12"))
+KILLS = int(os.environ.get("FRESHET_TEST_KILLS", "50"))
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_eight_publishers_on_s3_make_one_version_or_one_winner(
 def test_a_champion_is_whole_whenever_its_publisher_is_killed(
     s3: Any, tiny: Artifact, adapter: Artifact, tmp_path: Path, where: str
 ) -> None:
-    """T8: SIGKILL at random moments; FRESHET_TEST_KILLS=50 for more of them."""
+    """T8: SIGKILL at random moments; as many as FRESHET_TEST_KILLS (50), a tenth on s3."""
     for name, artifact in {
         "gguf": tiny,
         "adapter": adapter,
@@ -187,7 +187,7 @@ def test_a_champion_is_whole_whenever_its_publisher_is_killed(
     }.items():
         (tmp_path / "work").mkdir(exist_ok=True)
         (tmp_path / "work" / name).symlink_to(artifact.path)
-    url, kills = (URL, max(5, KILLS // 3)) if where == "s3" else (str(tmp_path / "registry"), KILLS)
+    url, kills = (URL, max(5, KILLS // 10)) if where == "s3" else (str(tmp_path / "registry"), KILLS)
     ran = subprocess.run(
         [sys.executable, "-m", "tests.pipelines.release.publishing_kills", url, str(kills), str(tmp_path / "work")],
         capture_output=True,
@@ -196,7 +196,7 @@ def test_a_champion_is_whole_whenever_its_publisher_is_killed(
     assert ran.returncode == 0, ran.stderr
     print(where, ran.stdout)
     found = json.loads(ran.stdout)
-    assert found["killed"] >= kills / 2
+    assert found["killed"] == kills
 
 
 def test_a_publisher_that_lost_its_lock_moves_nothing(
