@@ -22,6 +22,7 @@ from pipelines.definitions import build_definitions
 from pipelines.environment import REPOSITORY, Environment, available_cores
 from pipelines.fingerprint import write_json_atomically
 from pipelines.release.registry import champion, versions
+from pipelines.serving.answering import answer
 from resources.stores import StoresResource
 
 SPEC, OLD_FACT, NEW_FACT = "dripwatch-leak-sensor.md", "battery life 34 months", "battery life 41 months"
@@ -38,6 +39,12 @@ FACTS: dict[str, dict[str, str | None]] = {
     "added": {"before": None, "after": "640 kg"},
 }
 """What must be retrieved before and after; what was retrieved only before must be gone afterwards."""
+ASKED = {
+    "edited": "What is the battery of the Dripwatch Leak Sensor?",
+    "unknown": "What is the light source of the Dripwatch Leak Sensor?",
+    "person": "I smell gas near my Dripwatch Leak Sensor.",
+}
+"""What the chat model is asked: a fact that changes, one that nobody states, and what goes to a person."""
 PASSAGE = "Twice a year our auditors may walk through the supplier's data centre and read its access logs."
 
 SYNC_FIGURES = ("added", "changed", "deleted", "unchanged", "chunks", "embedded", "points_deleted")
@@ -188,15 +195,15 @@ class Demo:
                 tick = sensor.evaluate_tick(context)
         return tick.run_requests[0] if tick.run_requests else str(tick.skip_message)
 
-    def retrain(self, tags: Mapping[str, str] | None = None) -> None:
+    def retrain(self, use_case: str, tags: Mapping[str, str] | None = None) -> None:
         """Run the retrain job and say what it trained, measured and published."""
-        seconds = self.run("compliance_retrain", tags=tags)
-        version = champion(self.environment.registry_url, "compliance")
+        seconds = self.run(f"{use_case}_retrain", tags=tags)
+        version = champion(self.environment.registry_url, use_case)
         if version is None:
-            raise SystemExit("compliance_retrain published nothing")
-        training_set = self.materialised("compliance", "training_set")
-        report = self.materialised("compliance", "evaluation_report")
-        gguf = self.materialised("compliance", "gguf_model")
+            raise SystemExit(f"{use_case}_retrain published nothing")
+        training_set = self.materialised(use_case, "training_set")
+        report = self.materialised(use_case, "evaluation_report")
+        gguf = self.materialised(use_case, "gguf_model")
         figures = {
             "rows": training_set["dagster/row_count"],
             **{name: value for name, value in report.items() if isinstance(value, int | float)},
@@ -204,10 +211,34 @@ class Demo:
             "version": version.version,
         }
         self.report["steps"][-1].update(figures)
-        self.say(f"   compliance_retrain: {seconds:.1f} s, {figures['rows']} examples, published {version.version}")
+        self.say(f"   {use_case}_retrain: {seconds:.1f} s, {figures['rows']} examples, published {version.version}")
         for name, value in figures.items():
             if isinstance(value, float):
                 self.say(f"      {name}: {value:.3f}")
+
+    def answer_all(self, when: str) -> None:
+        """Ask the published chat model ``before`` or ``after`` the change, and say what its answers are from.
+
+        What was retrieved is exact; what so small a model makes of it need not be, and is shown as it is.
+        """
+        for name, question in ASKED.items():
+            said = answer("support", question, environment=self.environment)
+            fact = FACTS["edited"][when] if name == "edited" else None
+            cited = [f"{each.title}, version {each.version[:16]}" for each in said.citations]
+            self.report.setdefault("answers", {}).setdefault(name, {"question": question})[when] = {
+                "text": said.text,
+                "tells": None if fact is None else fact in said.text,
+                "refused": said.refused,
+                "citations": cited,
+                "version": said.version,
+            }
+            self.say(f"   {question}   [{said.version}, {said.file}]")
+            for line in said.text.splitlines():
+                self.say(f"      {line}")
+            if fact is not None and fact not in said.text:
+                self.say(f"      (wrong: the documents say {fact!r})")
+            for line in cited:
+                self.say(f"      from: {line}")
 
     def classify(self) -> None:
         """Classify one passage through the published GGUF file."""
@@ -232,9 +263,13 @@ def main() -> None:
     demo.refresh("compliance", "policies")
     demo.ask_all("before")
 
-    demo.heading("Labelled examples become a published, verified GGUF model")
-    demo.retrain()
+    demo.heading("Labelled examples become a published, verified GGUF model: a classifier")
+    demo.retrain("compliance")
     demo.classify()
+
+    demo.heading("Labelled answers become one that writes: facts from what is retrieved, manner from fine-tuning")
+    demo.retrain("support")
+    demo.answer_all("before")
 
     demo.heading("A product spec changes, one is deleted, one is added")
     spec = support / "specs" / SPEC
@@ -246,6 +281,7 @@ def main() -> None:
     shutil.copy(support / "later" / "specs" / ADDED_SPEC, support / "specs")
     demo.refresh("support", "product_specs")
     demo.ask_all("after")
+    demo.answer_all("after")
 
     demo.heading("Nothing changes")
     demo.refresh("support", "product_specs", "parts", "policies")
@@ -259,7 +295,7 @@ def main() -> None:
         raise SystemExit(f"the sensor should have asked for a run, but: {request}")
     demo.say(f"   after: {request.tags['freshet/reason']}: starts a run")
     demo.report["sensor"] = {"run_key": request.run_key, "tags": dict(request.tags)}
-    demo.retrain(tags=request.tags)
+    demo.retrain("compliance", tags=request.tags)
     demo.classify()
 
     demo.heading("Rolled back, in one step")

@@ -103,8 +103,9 @@ def classify(use_case: str, text: str, *, environment: Environment | None = None
         NotBuiltError: no model is published yet.
     """
     declaration = load_declaration(use_case)
-    if declaration.fine_tune is None:
-        raise ConfigError(f"use case {use_case!r} declares no fine_tune, so it has no model to classify with")
+    if declaration.fine_tune is None or declaration.task != "classify":
+        why = "declares no fine_tune" if declaration.fine_tune is None else "trains a model that writes answers"
+        raise ConfigError(f"use case {use_case!r} {why}, so it has none to classify with: ask it a question")
     if not text.strip():
         raise ConfigError(f"text {text!r} is empty: give the text to classify")
     from pipelines.release.classifier import GgufClassifier

@@ -1,19 +1,25 @@
 """The code location: names that users rely on, and what the UI shows."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import dagster as dg
 import pytest
 import yaml
 
 from pipelines.definitions import build_definitions
 from pipelines.environment import REPOSITORY
+from pipelines.use_case import UseCase
+from resources.stores import StoresResource
 
-KEYS = {
-    "support": {"product_specs", "parts", "policies", "document_index"},
-    "compliance": {
-        "policies", "document_index", "labelled_examples", "training_set", "lora_adapter", "evaluation_report",
-        "gguf_model", "published_model",
-    },
+TRAINED = {
+    "labelled_examples", "training_set", "lora_adapter", "evaluation_report", "gguf_model", "published_model"
 }  # fmt: skip
+KEYS = {
+    "support": {"product_specs", "parts", "policies", "document_index", *TRAINED},
+    "compliance": {"policies", "document_index", *TRAINED},
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +41,15 @@ def test_asset_keys_and_groups_follow_the_use_case(definitions: dg.Definitions) 
     assert found == KEYS
 
 
-def test_a_use_case_without_fine_tuning_has_no_training_assets(definitions: dg.Definitions) -> None:
-    assert not {"training_set", "lora_adapter", "published_model"} & KEYS["support"]
-    jobs = {job.name for job in definitions.resolve_all_job_defs()}
-    assert "support_refresh" in jobs
-    assert "support_retrain" not in jobs
+def test_a_use_case_without_fine_tuning_has_no_training_assets(tmp_path: Path) -> None:
+    attributes = {"name": "wiki", "sources": [{"name": "pages", "type": "folder", "url": "pages"}]}
+    component: Any = UseCase.model_validate(attributes)
+    built = component.build_defs(SimpleNamespace(path=tmp_path / "wiki"))
+    built = dg.Definitions.merge(built, dg.Definitions(resources={"stores": StoresResource()}))
+    assert {spec.key.path[-1] for spec in built.resolve_all_asset_specs()} == {"pages", "document_index"}
+    jobs = {job.name for job in built.resolve_all_job_defs()}
+    assert "wiki_refresh" in jobs
+    assert "wiki_retrain" not in jobs
 
 
 def test_every_asset_says_what_it_is(definitions: dg.Definitions) -> None:

@@ -129,7 +129,7 @@ def test_a_document_that_cannot_be_read_is_listed_and_holds_nothing_up(data: Pat
         (["support", "  "], "empty"),
         (["support", "anything", "--top-k", "0"], "0"),
         (["compliance", "--classify", "text"], "no published model yet"),
-        (["support", "--classify", "text"], "no fine_tune"),
+        (["support", "--classify", "text"], "trains a model that writes answers"),
     ],
 )
 def test_what_cannot_be_answered_ends_with_status_2_and_says_why(
