@@ -18,10 +18,11 @@ from pipelines.evaluation.generation import ChatModel
 from pipelines.evaluation.settings import EvaluationSettings
 from pipelines.fingerprint import fingerprint
 from pipelines.labels.examples import Example, read_split
-from pipelines.prompt import render
+from pipelines.prompt import Message, render
 from pipelines.release.adapter_gguf import adapter_to_gguf
 from pipelines.release.bundle import base_name
 from pipelines.release.gguf import Header, convert, disk_needed, quantise
+from pipelines.release.imatrix import importance
 from pipelines.release.parity import compare, plot
 from pipelines.release.parity_chats import compare_chats, load_reference, plot_chats
 from pipelines.release.settings import Quantisation, ReleaseSettings
@@ -55,17 +56,12 @@ def export(
     Raises:
         ArtifactError: an input is altered, or the adapter was trained on another training set.
         ExportError: the model cannot be merged or converted faithfully, or the disk is full.
-        ConfigError: ``settings.serve`` is not among the quantisations, or ``settings.importance_matrix`` is set.
+        ConfigError: ``settings.serve`` is not among the quantisations.
         LockedError: another process exports into ``folder``.
     """
     if settings.serve not in settings.quantisations:
         raise ConfigError(
             f"serve {settings.serve!r} is not written; quantisations: {', '.join(settings.quantisations)}"
-        )
-    if settings.importance_matrix:
-        raise ConfigError(
-            "release.importance_matrix is true, and exports do not use one: what it gains was not shown yet; "
-            "set it to false"
         )
     adapter, training_set = load(adapter.path), load(training_set.path)
     task = adapter.manifest.get("task", "classify")
@@ -145,7 +141,8 @@ def _export_classifier(
             file_type=file_type,
         )
 
-    files = _quantised(facts, settings, folder, converted, progress)
+    texts = [row.text for row in read_split(training_set, "train")] if settings.importance_matrix else []
+    files = _quantised(facts, settings, folder, converted, texts, progress)
     parity = compare(original, read_split(training_set, "test"), files, settings=settings, progress=progress)
     found = {name: asdict(value) for name, value in parity.quantisations.items()}
     verdict = {"passed": parity.passed, "reasons": list(parity.reasons)}
@@ -208,7 +205,11 @@ def _export_chat(
             texts=prompts,
         )
 
-    files = _quantised(facts, settings, folder, converted, progress)
+    trained = read_split(training_set, "train") if settings.importance_matrix else []
+    texts = [
+        render(model.tokenizer, [*model.chat(row), Message("assistant", row.answer)], answer=True) for row in trained
+    ]
+    files = _quantised(facts, settings, folder, converted, texts, progress)
     (folder / "chat_template.jinja").write_bytes(str(model.tokenizer.chat_template).encode())
     parity = compare_chats(
         adapter, model, training_set, rows, files, settings=settings, evaluation=evaluation, progress=progress
@@ -314,13 +315,15 @@ def _quantised(
     settings: ReleaseSettings,
     folder: Path,
     converted: Callable[[Path, Literal["F16", "BF16"]], Header],
+    texts: Sequence[str],
     progress: Callable[[str], None],
 ) -> Files:
     """The files that ``settings`` ask for, in that order, all made from one of 16 bits.
 
     From F16, also where the base is in bf16: it has 11 significant bits where bf16 has 8, so it holds such a base's
     weights as they are and what the adapter adds more exactly. From BF16 where that alone is asked for, as for a base
-    with numbers beyond the range of F16, which cannot be converted to it.
+    with numbers beyond the range of F16, which cannot be converted to it. With ``texts``, what is below 8 bits is
+    weighed by what they make the model compute.
     """
     written = settings.quantisations
     source: Literal["F16", "BF16"] = "BF16" if "BF16" in written and "F16" not in written else "F16"
@@ -335,10 +338,20 @@ def _quantised(
     for name in sixteen:
         progress(f"converting to GGUF ({name})")
         made[name] = (path_of(name), converted(path_of(name), name))
+    weighed = None
+    if texts and set(written) - {"F16", "BF16", "Q8_0"}:
+        encoder = facts.get("task", "classify") == "classify"
+        weighed = importance(made[source][0], texts, progress=progress, encoder=encoder)
     for quantisation in written:
         if quantisation not in made:
             progress(f"quantising to {quantisation}")
-            header = quantise(made[source][0], path_of(quantisation), quantisation, facts.get("categories"))
+            header = quantise(
+                made[source][0],
+                path_of(quantisation),
+                quantisation,
+                facts.get("categories"),
+                importance=None if quantisation == "Q8_0" else weighed,
+            )
             made[quantisation] = (path_of(quantisation), header)
     if source not in written:
         made[source][0].unlink()

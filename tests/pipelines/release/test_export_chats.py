@@ -55,6 +55,28 @@ def test_every_quantisation_that_can_be_asked_for_is_made(
     assert header.chat_template == TEMPLATE
 
 
+def test_an_importance_matrix_comes_from_the_training_texts(
+    chat_training: tuple[Artifact, Artifact], chat_gguf: Artifact, tmp_path: Path
+) -> None:
+    """G14: 8 bits and more are as without."""
+    said: list[str] = []
+    wanted = ReleaseSettings(
+        quantisations=("Q8_0", "Q4_K_M"), importance_matrix=True, adapter_gguf=False, minimum_agreement={"Q4_K_M": 0}
+    )
+    weighed = export(
+        chat_training[1],
+        chat_training[0],
+        settings=wanted,
+        folder=tmp_path,
+        progress=said.append,
+        evaluation=CHAT_EVALUATION,
+    )
+    assert any(line.startswith("importance matrix: ") for line in said)
+    files = weighed.manifest["files"]
+    assert files["shop-Q8_0.gguf"] == chat_gguf.manifest["files"]["shop-Q8_0.gguf"]
+    assert files["shop-Q4_K_M.gguf"] != chat_gguf.manifest["files"]["shop-Q4_K_M.gguf"]
+
+
 def test_a_classifier_is_also_made_in_few_bits(gguf: Artifact, tmp_path: Path) -> None:
     """G13"""
     for quantisation in ("Q6_K", "Q5_0", "IQ4_XS", "Q2_K"):

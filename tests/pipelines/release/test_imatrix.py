@@ -9,10 +9,14 @@ import pytest
 import torch
 
 from pipelines.artifacts import Artifact
+from pipelines.basemodel.language import Draw, chat
 from pipelines.errors import ExportError
 from pipelines.evaluation.classifier import base_folder
+from pipelines.models import BUNDLED_CHAT, model_folder
+from pipelines.prompt import render
 from pipelines.release.gguf import convert, quantise
 from pipelines.release.imatrix import importance
+from pipelines.release.language import GgufLanguageModel
 from pipelines.release.merge import merge_checkpoint
 from pipelines.release.tokens import load_tokenizer
 from tests.pipelines.chat_base import QUESTIONS, THINGS, answer_of
@@ -61,6 +65,40 @@ def test_quantising_takes_it(model: tuple[Path, Path], tmp_path: Path) -> None:
     ]
     assert headers[0].tensor_types == headers[1].tensor_types
     assert (tmp_path / "with.gguf").read_bytes() != (tmp_path / "without.gguf").read_bytes()
+
+
+def test_a_classifier_is_weighed_too(gguf: Artifact, tmp_path: Path) -> None:
+    found = importance(gguf.path / "notices-F16.gguf", TEXTS[:5], progress=no_progress, encoder=True)
+    assert "blk.0.ffn_down.weight" in found.values
+    header = quantise(
+        gguf.path / "notices-F16.gguf", tmp_path / "out.gguf", "Q4_K_M", gguf.manifest["categories"], importance=found
+    )
+    assert header.pooling == "RANK"
+
+
+def test_what_was_never_seen_is_copied_more_exactly_with_it(tmp_path: Path) -> None:
+    """G14: on the model that comes with Freshet, which is wide enough for every quantisation."""
+    from transformers import AutoTokenizer
+
+    folder = model_folder(BUNDLED_CHAT, None)
+    convert(folder, tmp_path / "F16.gguf", name="base", metadata={})
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def texts(draw: Draw, number: int) -> list[str]:
+        chats = [chat(draw, texts=2, facts=4, questions=3) for _ in range(number)]
+        return [render(tokenizer, turns, answer=True) for turns in chats]
+
+    found = importance(tmp_path / "F16.gguf", texts(Draw(1), 20), progress=no_progress)
+    for name, weighed in (("without", None), ("with", found)):
+        quantise(tmp_path / "F16.gguf", tmp_path / f"{name}.gguf", "Q2_K", None, importance=weighed)
+    models = {name: GgufLanguageModel(tmp_path / f"{name}.gguf", 1024) for name in ("F16", "without", "with")}
+    apart = dict.fromkeys(("without", "with"), 0.0)
+    for text in texts(Draw(2, held_out=True), 6):
+        ids = models["F16"].tokens(text)[:1024]
+        said = {name: torch.from_numpy(model.logits(ids)).double().log_softmax(-1) for name, model in models.items()}
+        for name in apart:
+            apart[name] += float(torch.nn.functional.kl_div(said[name], said["F16"], log_target=True, reduction="sum"))
+    assert apart["with"] < 0.95 * apart["without"]
 
 
 def test_without_texts_there_is_none(model: tuple[Path, Path]) -> None:
