@@ -56,3 +56,10 @@ def test_replayed_commits_leave_the_index_as_a_build_from_scratch_would(tmp_path
     )
     assert result["figures"]["handbook_commits_clean"] == 3, result["commits"]
     assert 0 < result["figures"]["embedded_per_changed_chunk"] <= 1
+
+
+@pytest.mark.slow
+def test_the_export_benchmark_compares_the_files_that_it_times(tmp_path: Path) -> None:
+    result = run("export", tmp_path / "export.json")
+    assert {row["contender"] for row in result["rows"]} == {"freshet", "merge_and_unload + converter"}
+    assert result["figures"]["largest_difference"] < 0.01
