@@ -75,7 +75,6 @@ def fit_classifier(
         )
     validation_rows.sort(key=lambda row: len(row.text))  # alike lengths pad least
     torch.set_num_threads(available_cores())
-    torch.set_flush_denormal(True)
     set_seed(settings.seed)  # before the model: its head starts at random
     precision = "bf16" if bf16_is_faster() else "fp32"
     tokenizer = padding_tokenizer(base)

@@ -65,7 +65,6 @@ def fit_chat(
 
     started = time.monotonic()
     torch.set_num_threads(available_cores())
-    torch.set_flush_denormal(True)
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     limit = min(settings.maximum_tokens, _window(base))
     chats, left_out = _chats(tokenizer, prompt, read_split(training_set, "train"), limit)

@@ -139,9 +139,15 @@ def _fit(
     work: Path,
     progress: Callable[[Progress], None],
 ) -> dict[str, Any]:
-    if isinstance(job.settings, GenerateSettings):
-        return fit_chat(job.settings, job.prompt, training_set, base, scratch, work, progress)
-    return fit_classifier(job.settings, training_set, base, scratch, work, progress)
+    import torch
+
+    torch.set_flush_denormal(True)
+    try:
+        if isinstance(job.settings, GenerateSettings):
+            return fit_chat(job.settings, job.prompt, training_set, base, scratch, work, progress)
+        return fit_classifier(job.settings, training_set, base, scratch, work, progress)
+    finally:  # it holds for the whole thread, and for whatever it computes next
+        torch.set_flush_denormal(False)
 
 
 def _tidy(output: Path, work: Path) -> None:

@@ -103,8 +103,8 @@ def test_fields_that_do_not_go_together_are_refused_with_what_is_allowed(
 
 def test_the_two_shipped_use_cases_are_declared_and_valid() -> None:
     assert declared() == ("compliance", "support")
-    assert load_declaration("support").fine_tune is None
-    assert load_declaration("compliance").fine_tune is not None
+    assert load_declaration("support").task == "generate"
+    assert load_declaration("compliance").task == "classify"
 
 
 def test_a_use_case_that_does_not_exist_is_named_together_with_those_that_do() -> None:

@@ -142,6 +142,18 @@ def test_training_that_is_ended_half_way_leaves_nothing(small_set: Artifact, tmp
     assert {path.name for path in (tmp_path / "out").iterdir()} <= {".training.lock", ".work"}
 
 
+def test_the_arithmetic_of_the_process_is_as_before(small_set: Artifact, tmp_path: Path) -> None:
+    """Denormals are flushed to zero while it trains, and only then."""
+
+    def end(_: Progress) -> None:
+        assert math.ldexp(1.0, -1060) * 0.5 == 0
+        raise RuntimeError("seen")
+
+    with pytest.raises(RuntimeError, match="seen"):
+        train(job_of(small_set, tmp_path), progress=end)
+    assert math.ldexp(1.0, -1060) * 0.5 > 0
+
+
 def test_two_trainings_of_one_home_are_kept_apart(small_set: Artifact, tmp_path: Path) -> None:
     """T5"""
     with FileLock(tmp_path / ".training.lock"), pytest.raises(LockedError, match="another training holds"):
