@@ -6,9 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipelines.environment import Environment
 from pipelines.errors import ExportError
-from pipelines.release.gguf import Header, converter_root, language_model, read_header, run_converter
+from pipelines.release.gguf import Header, converter, language_model, read_header, run_converter
 from pipelines.release.merge import equal_tensors, open_merge
 from pipelines.release.tensors import stored_tensors
 
@@ -53,9 +52,9 @@ def adapter_to_gguf(adapter: Path, base: Path, output: Path, *, name: str, metad
         "merge": {"base": str(base), "adapter": str(adapter), "config": None},
         "alone": {"alpha": alpha},
         "tokenizer": None,
-        "root": str(converter_root(Environment().llama_cpp_root)),
     }
-    run_converter(job, base)
+    with converter() as process:
+        run_converter(process, job, base)
     header = read_header(output)
     if header.file_type != "F16" or header.tensor_types.get("F16", 0) < 2 * len(updates):
         output.unlink()

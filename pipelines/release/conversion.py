@@ -1,10 +1,10 @@
-"""``python -m pipelines.release.conversion JOB``: one model to GGUF by llama.cpp's own converter.
+"""``python -m pipelines.release.conversion ROOT < JOB``: one model to GGUF by llama.cpp's own converter.
 
 A process of its own: the converter puts a top-level package ``conversion`` on the path, configures logging, and its
-memory goes back when it ends. ``JOB`` is JSON: checkpoint (its configuration and tokenizer, and its weights unless
-``merge`` names base, adapter and changes of the configuration), output, file_type, architecture, name, metadata,
-tokenizer (what the vocabulary has to say; none for a classifier), root, and ``alone`` (its alpha) where the adapter is
-written without the model.
+memory goes back when it ends. ``ROOT`` holds that package. ``JOB`` is JSON: checkpoint (its configuration and
+tokenizer, and its weights unless ``merge`` names base, adapter and changes of the configuration), output, file_type,
+architecture, name, metadata, tokenizer (what the vocabulary has to say; none for a classifier), and ``alone`` (its
+alpha) where the adapter is written without the model.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ REFUSED = 2
 """Exit status when the converter cannot do it; the reason is the last line on standard error."""
 
 
-def main(argument: str) -> int:
-    """Convert; 0 when done, 2 when this model cannot be converted."""
-    job = json.loads(argument)
+def main(root: str) -> int:
+    """Convert as the job on standard input says; 0 when done, 2 when this model cannot be converted."""
     logging.getLogger("hf-to-gguf").setLevel(logging.ERROR)
-    sys.path.insert(0, job["root"])
+    sys.path.insert(0, root)
     conversion = importlib.import_module("conversion")
+    importlib.import_module("transformers.modeling_utils")  # seconds, while the job is put together
+    job = json.load(sys.stdin)
     try:
         convert(conversion, job)
     except (NotImplementedError, ExportError) as error:

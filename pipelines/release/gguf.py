@@ -203,7 +203,7 @@ def convert(
             merged.
         ConfigError: ``LLAMA_CPP_ROOT`` holds no converter.
     """
-    with _surroundings(checkpoint, adapter, config, output) as folder:
+    with converter() as process, _surroundings(checkpoint, adapter, config, output) as folder:
         facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         classifier = str((facts.get("architectures") or [None])[0]).endswith("ForSequenceClassification")
         architecture = _representable(folder, facts) if classifier else language_model(folder, facts)
@@ -218,9 +218,8 @@ def convert(
             "metadata": dict(metadata),
             "merge": adapter and {"base": str(checkpoint), "adapter": str(adapter), "config": config},
             "tokenizer": special and {"pre": pre_tokenizer(tokenizer), "fields": _fields(special)},
-            "root": str(converter_root(Environment().llama_cpp_root)),
         }
-        run_converter(job, checkpoint)
+        run_converter(process, job, checkpoint)
         header = read_header(output)
         if special is None:
             labels = tuple(facts["id2label"][str(index)] for index in range(len(facts["id2label"])))
@@ -232,30 +231,46 @@ def convert(
     return header
 
 
-def run_converter(job: Mapping[str, Any], checkpoint: Path) -> None:
-    """Run the converter in its own process.
+@contextmanager
+def converter() -> Iterator[subprocess.Popen[str]]:
+    """llama.cpp's converter in a process of its own, which imports what it needs while its job is put together.
+
+    Raises:
+        ConfigError: ``LLAMA_CPP_ROOT`` holds none.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.release.conversion", str(converter_root(Environment().llama_cpp_root))],
+        cwd=REPOSITORY,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(available_cores())},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()  # of one that ended, nothing; one whose job was never given has no reason to wait
+
+
+def run_converter(process: subprocess.Popen[str], job: Mapping[str, Any], checkpoint: Path) -> None:
+    """Give ``process``, of ``converter``, its job, and wait for it.
 
     Raises:
         ExportError: it refused the model, or failed.
     """
-    ran = subprocess.run(
-        [sys.executable, "-m", "pipelines.release.conversion", json.dumps(job)],
-        cwd=REPOSITORY,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(available_cores())},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    reason = (ran.stderr.strip().splitlines() or ["no reason given"])[-1]
-    if ran.returncode == REFUSED and "pre-tokenizer" in reason:
+    _, said = process.communicate(json.dumps(job))
+    reason = (said.strip().splitlines() or ["no reason given"])[-1]
+    if process.returncode == REFUSED and "pre-tokenizer" in reason:
         raise ExportError(
             f"llama.cpp's converter does not know the tokenizer in {checkpoint} ({reason}); its rules are never "
             "guessed: use a base model that llama.cpp knows, or a newer converter by LLAMA_CPP_ROOT"
         )
-    if ran.returncode == REFUSED:
+    if process.returncode == REFUSED:
         raise ExportError(f"{checkpoint} cannot be converted: {reason}")
-    if ran.returncode != 0:
-        raise ExportError(f"llama.cpp's converter failed on {checkpoint} with status {ran.returncode}: {reason}")
+    if process.returncode != 0:
+        raise ExportError(f"llama.cpp's converter failed on {checkpoint} with status {process.returncode}: {reason}")
 
 
 @contextmanager
