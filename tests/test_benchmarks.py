@@ -63,3 +63,10 @@ def test_the_export_benchmark_compares_the_files_that_it_times(tmp_path: Path) -
     result = run("export", tmp_path / "export.json")
     assert {row["contender"] for row in result["rows"]} == {"freshet", "merge_and_unload + converter"}
     assert result["figures"]["largest_difference"] < 0.01
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_embedded_base_asks_it(tmp_path: Path) -> None:
+    rows = run("basemodel", tmp_path / "base.json")["rows"]
+    assert len({row["cases"] for row in rows}) == 4
+    assert sum(row["right"] for row in rows) > 1

@@ -19,6 +19,7 @@ from typing import Any
 from pipelines.basemodel.language import Case, Draw, case, chat, practice, prose
 from pipelines.basemodel.tokenizer import END_OF_TEXT, encode_chat, save_tokenizer, train_tokenizer
 from pipelines.environment import available_cores
+from pipelines.figures import canvas, png
 from pipelines.fingerprint import write_json_atomically
 
 
@@ -263,8 +264,18 @@ def pretrain(
     final = folder / "model"
     model.to("cpu", torch.float16).save_pretrained(final)
     save_tokenizer(tokenizer, final)
+    (final / "loss.png").write_bytes(loss_curve(curve))
     write_json_atomically(folder / "recipe.json", {**asdict(recipe), "curve": curve})
     return final
+
+
+def loss_curve(curve: list[tuple[int, float]]) -> bytes:
+    """PNG of the loss of answers' tokens (nats), each point the mean of the steps since the one before."""
+    figure, axes = canvas(7, 3.5)
+    axes.plot([step for step, _ in curve], [loss for _, loss in curve])
+    axes.set(xlabel="step", ylabel="loss of answers", yscale="log")
+    axes.grid(visible=True, which="both", alpha=0.3)
+    return png(figure)
 
 
 def _rate(recipe: Recipe, step: int) -> float:
