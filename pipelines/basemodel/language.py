@@ -132,6 +132,28 @@ _STATEMENTS = (
     "Of {s} the {a} is known: {v}.",
     "# {A}\n{v}",
 )
+_WHAT = ("the {a}", "the {a}", "{a}", "its {a}", "a {a}", "our {a}", "this {a}", "any {a}", "the same {a}")
+_WHERE = (
+    "", "", "", " of {s}", " of {s}", " of {s}", " for {s}", " in {s}", " with {s}", " on {s}", " at {s}", " ({s})",
+    " by {s}", ", {s},",
+)  # fmt: skip
+_LINKS = (
+    " is", " is", " was", " reads", " comes to", " equals", " remains", " stays", " runs to", " makes", " means",
+    " became", " turned out to be", " should be", " will be", " can be", " must be", " may be", " is now",
+    " was once", " is set at", " is put at", " is fixed to", " was found to be", " is said to be", " had been",
+    " is still", " gives", " shows", " says", " goes with", " lies at", " sits at", " starts with", " ends with",
+    " went to", " has become", " did not leave", " keeps to", " calls for", ":", ":", ": about", " =", " -", " --",
+    " ==", " |", " /", " ~", " ...", " >", " (now):", " was changed to", " rose to", " fell to",
+)  # fmt: skip
+"""What stands between an attribute and its value, where statements are put together at random."""
+_LINKS_BACK = (
+    "is", "was", "makes", "counts as", "gives", "will be", "became", "remains", "stands under", "goes as",
+    "was taken as", "is written under", "is meant by", "was chosen as", "can be read under", "belongs to", "|", "=",
+)  # fmt: skip
+_HOLDS = (
+    "has", "had", "gets", "offers", "takes", "needs", "comes with", "keeps", "names", "carries", "brings", "states",
+    "uses", "claims", "got", "gave", "reports", "lists", "wants", "asks for", "is sold with", "works with",
+)  # fmt: skip
 _LISTS = (
     "- {A}: {v}", "- {A}: {v}", "- {A}: {v}", "{A}: {v}", "| {A} | {v} |", "* {A}: {v}", "- {A} - {v}", "{A}: {v}.",
 )  # fmt: skip
@@ -220,6 +242,36 @@ _QUESTIONS = (
     "Do tell me about the {a} of {s}.",
     "The {a} of {s} is what?",
 )
+_WOULD_YOU = (
+    "", "", "please ", "would you ", "will you ", "kindly ", "let us ", "I must ask you to ", "we want to ",
+    "they need to ", "she asked me to ", "help me ", "you could ", "somebody should ", "it is time to ", "try to ",
+    "do you mind if I ", "I came here to ", "he wants you to ", "may we ", "I would rather ", "you ought to ",
+)  # fmt: skip
+_TELL = (
+    "tell me", "give me", "name", "send me", "explain", "confirm", "repeat", "write down", "read out", "list",
+    "recall", "find out", "check", "share", "note", "quote", "spell out", "describe", "report", "get", "see", "hear",
+    "learn", "know", "remember", "print", "bring up", "point me to", "look at", "go over", "put down", "verify",
+    "talk about", "mention", "return", "copy", "compare", "answer with",
+)  # fmt: skip
+_WHICH = (
+    "what",
+    "what",
+    "what",
+    "which",
+    "how",
+    "where",
+    "so what",
+    "now what",
+    "who knows what",
+    "and what",
+    "then what",
+)
+_WOULD_BE = (
+    "is", "is", "was", "are", "would be", "could be", "might be", "should be", "may be", "will be", "were",
+    "do you call", "makes", "do you have for", "did they say of", "do we write for", "happens to be", "counts as",
+    "did you find for",
+)  # fmt: skip
+_BY_NOW = ("", "", "", "", " now", " today", " at present", " these days", " then", " exactly", " by now", " at last")
 _ABOUT = (
     "What about {p}?", "How is it with {p}?", "What do you say about {p}?", "Tell me about {p}.",
     "{p}: what is the rule?", "What holds for {p}?", "What is written about {p}?", "Is there a rule on {p}?",
@@ -302,6 +354,16 @@ class Draw:
         cut = len(options) - max(1, len(options) // 5)
         return self.random.choice(options[cut:] if self.held_out else options[:cut])
 
+    def named(self, options: Sequence[str]) -> str:
+        """One of a list of words; lifelike training has others too, so that a word never heard is read like any."""
+        if self.lifelike and not self.held_out and self.random.random() < 0.3:
+            return self.nonsense()
+        return self.of(options)
+
+    def nonsense(self) -> str:
+        """A word or some that mean nothing where they stand."""
+        return self.word().lower() if self.random.random() < 0.4 else self.phrase(longest=2)
+
     def made(self, make: Callable[[], str]) -> str:
         """What ``make`` gives, drawn until its hash says that it belongs to this half."""
         while True:
@@ -378,11 +440,12 @@ class Draw:
 
         return self.made(make)
 
-    def phrase(self) -> str:
+    def phrase(self, longest: int = 5) -> str:
         """Some words in a row that mean nothing together: they can only be copied."""
 
         def make() -> str:
-            picked = [self.random.choice(words.WORDS) for _ in range(self.random.choice((1, 2, 2, 3, 3, 4, 5)))]
+            number = min(longest, self.random.choice((1, 2, 2, 3, 3, 4, 5)))
+            picked = [self.random.choice(words.WORDS) for _ in range(number)]
             if len(picked) > 2 and self.random.random() < 0.6:
                 picked.insert(-1, self.random.choice(("and", "or", "with", "to", "of", "for", "in")))
             return " ".join(picked)
@@ -433,7 +496,7 @@ def _q(*units: str, low: int = 2, high: int = 900) -> Callable[[Draw], str]:
 
 
 def _one_of(options: Sequence[str]) -> Callable[[Draw], str]:
-    return lambda draw: draw.of(options)
+    return lambda draw: draw.named(options)
 
 
 _PRODUCT = (
@@ -721,7 +784,7 @@ _APPOINTMENT = (
     ),
     _Attribute(
         "room",
-        lambda draw: f"{draw.of(words.ROOMS)} {draw.number(1, 400)}",
+        lambda draw: f"{draw.named(words.ROOMS)} {draw.number(1, 400)}",
         ("{S} is held in {v}.", "Come to {v} for {s}."),
         ("Where is {s} held?", "In which room is {s}?"),
     ),
@@ -749,25 +812,25 @@ _APPOINTMENT = (
 
 
 def _product(draw: Draw) -> str:
-    kind, brand = draw.of(words.PRODUCTS), draw.word()
+    kind, brand = draw.named(words.PRODUCTS), draw.word()
     form = draw.random.choice(("the {b} {c}", "the {b} {c} {k}", "the {b} {k}", "the {k} {b} {c}"))
     return form.format(b=brand, c=draw.code(), k=kind)
 
 
 def _code(draw: Draw) -> str:
-    name = f"{draw.of(words.CODE_VERBS)}_{draw.of(words.CODE_WORDS)}"
+    name = f"{draw.named(words.CODE_VERBS)}_{draw.named(words.CODE_WORDS)}".replace(" ", "_")
     if draw.random.random() < 0.5:
         return f"{name}_{draw.word().lower()}"
     return f"{draw.word().lower()}_{name}.py"
 
 
 def _part(draw: Draw) -> str:
-    return f"the {draw.of(words.PARTS)} {draw.code()}"
+    return f"the {draw.named(words.PARTS)} {draw.code()}"
 
 
 def _thing(draw: Draw) -> str:
     """The name of something sold, as its makers write it."""
-    kind = " ".join(word.capitalize() for word in draw.of((*words.PRODUCTS, *words.PARTS)).split())
+    kind = " ".join(word.capitalize() for word in draw.named((*words.PRODUCTS, *words.PARTS)).split())
     form = draw.random.choice(("{w} {k}", "{w} {k}", "{w}", "{w} {n}", "{w} {n} {k}", "{w} {x} {k}"))
     return "the " + form.format(w=draw.word(), k=kind, n=draw.random.randint(2, 9), x=draw.word())
 
@@ -796,6 +859,8 @@ def _open(draw: Draw, number: int) -> list[_Attribute]:
 
     def make() -> str:
         noun = draw.random.choice(words.ATTRIBUTE_NOUNS)
+        if draw.lifelike and not draw.held_out and draw.random.random() < 0.25:
+            noun = draw.nonsense()
         before = draw.random.choice(("", *[draw.random.choice(words.ATTRIBUTE_WORDS)] * 2))
         return f"{before} {noun}".strip()
 
@@ -808,12 +873,12 @@ _KINDS = (
     _Kind(_thing, ("{S}", "{S}"), ()),
     _Kind(_thing, ("{S}", "{S}"), ()),
     _Kind(_thing, ("{S}", "{S}"), ()),
-    _Kind(lambda d: f"the {d.of(words.TOPICS)} terms of {d.company()}", ("{S}", "{S}"), ()),
+    _Kind(lambda d: f"the {d.named(words.TOPICS)} terms of {d.company()}", ("{S}", "{S}"), ()),
     _Kind(_product, ("{S}", "{S}: data sheet", "Data sheet of {s}", "Specification: {s}", "{S} at a glance"), _PRODUCT),
     _Kind(_product, ("{S}", "Technical data of {s}", "Product: {s}", "All about {s}"), _PRODUCT),
     _Kind(_part, ("{S}", "Spare part: {s}", "Parts list: {s}"), _PRODUCT),
     _Kind(
-        lambda d: f"the {d.of(words.TOPICS)} policy of {d.company()}",
+        lambda d: f"the {d.named(words.TOPICS)} policy of {d.company()}",
         ("{S}", "Policy", "Rules: {s}", "Staff handbook: {s}"),
         _POLICY,
     ),
@@ -862,7 +927,7 @@ def _sentence(draw: Draw) -> Fact:
 def _fact(draw: Draw, kind: _Kind, subject: str, attribute: _Attribute, *, listed: str | None = None) -> Fact:
     name = attribute.name
     if kind.attributes is _PRODUCT and draw.random.random() < 0.15:  # attributes without end: read, not remembered
-        name = f"{draw.of(words.PARTS)} {name}"
+        name = f"{draw.named(words.PARTS)} {name}"
         attribute = _Attribute(name, attribute.value)
     value = attribute.value(draw)
     # How an attribute is said (that what weighs has a weight) must be known to be read: the frame around it is new.
@@ -870,20 +935,69 @@ def _fact(draw: Draw, kind: _Kind, subject: str, attribute: _Attribute, *, liste
     statement = draw.random.choice(attribute.statements) if own_words else draw.of(_STATEMENTS)
     own_question = bool(attribute.questions) and draw.random.random() < 0.4
     question = draw.random.choice(attribute.questions) if own_question else draw.of(_QUESTIONS)
+    anew = draw.lifelike and not draw.held_out
+    if listed is None and anew and draw.random.random() < 0.4:
+        statement = _stated_anew(draw)
     said = _fill(listed or statement, subject, name, value)
     if listed is None and said.endswith("."):
         said = draw.of(_STATEMENT_FRAMES).replace("{x}", said)
     called, answered = _called(draw, subject)
-    if draw.lifelike and not draw.held_out and draw.random.random() < 0.4:
+    if anew and draw.random.random() < 0.6:
         asked = _worded_anew(draw, _fill(question, called, name, value), called, name)
     else:
         asked = draw.of(_QUESTION_FRAMES).replace("{q}", _fill(question, called, name, value))
     return Fact(subject, name, value, said, asked, _fill(_ANSWER, answered, name, value))
 
 
+def _begun(template: str) -> str:
+    """A template with a capital at its beginning."""
+    if template[:3] in ("{a}", "{s}"):
+        return "{" + template[1].upper() + template[2:]
+    return template if template[0] == "{" else template[0].upper() + template[1:]
+
+
+def _stated_anew(draw: Draw) -> str:
+    """A template of a statement that is put together at random, often with words around that mean nothing."""
+    pick = draw.random
+    while True:
+        what, where = pick.choice(_WHAT), pick.choice(_WHERE)
+        between = f" {draw.phrase(longest=2)}" if pick.random() < 0.25 else ""
+        chance = pick.random()
+        if chance < 0.6:
+            core = f"{what}{where}{between}{pick.choice(_LINKS)} {{v}}"
+        elif chance < 0.8:
+            core = f"{{v}} {pick.choice(_LINKS_BACK)} {what}{where}"
+        else:
+            core = f"{{s}}{between} {pick.choice(_HOLDS)} {{v}} as {what}"
+        before = after = ""
+        if pick.random() < 0.35:
+            before = draw.phrase().capitalize() + pick.choice((",", ":", ".", " -")) + " "
+        if pick.random() < 0.3:
+            after = pick.choice((f". {draw.phrase().capitalize()}", f" - {draw.phrase()}", f" ... {draw.phrase()}"))
+        made = before + (core if before else _begun(core)) + after + pick.choice((".", ".", ".", "", ";"))
+        if made not in _STATEMENTS:  # a fifth of them is kept for measuring
+            return made
+
+
+def _asked_anew(draw: Draw) -> str:
+    """A template of a question that is put together at random."""
+    pick = draw.random
+    while True:
+        what = pick.choice(("the {a} of {s}", "the {a} of {s}", "the {a} for {s}", "{s}'s {a}", "the {a} with {s}"))
+        if pick.random() < 0.5:
+            core = f"{pick.choice(_WOULD_YOU)}{pick.choice(_TELL)} {what}"
+        else:
+            core = f"{pick.choice(_WHICH)} {pick.choice(_WOULD_BE)} {what}{pick.choice(_BY_NOW)}"
+        made = _begun(core) + pick.choice(("?", "?", "?", ".", "", "!"))
+        if made not in _QUESTIONS:
+            return made
+
+
 def _worded_anew(draw: Draw, question: str, subject: str, attribute: str) -> str:
     """A question among words that mean nothing: frames that were never heard are read over, not read into."""
     pick = draw.random
+    if pick.random() < 0.4:
+        question = _fill(_asked_anew(draw), subject, attribute, "x")
     before, after = (draw.phrase() if pick.random() < 0.6 else "" for _ in range(2))
     if pick.random() < 0.5:
         opening = f"{before.capitalize()}{pick.choice(('.', ',', ':', '!', ' -'))} " if before else ""
@@ -902,7 +1016,7 @@ def _cutting(draw: Draw, kind: _Kind, subject: str, number: int, taken: set[str]
     chance = pick.random()
     choices = [each for each in kind.attributes or _open(draw, number + 2) if each.name not in taken]
     attributes = pick.sample(choices, min(number, len(choices)))
-    path = f"{bare} > {draw.of(words.SECTIONS)}\n\n"
+    path = f"{bare} > {draw.named(words.SECTIONS)}\n\n"
     if chance < 0.2:
         talk = [f"{draw.phrase()}, {draw.phrase()}.".capitalize() for _ in range(pick.randint(1, 4))]
         return path + " ".join(talk), []
@@ -938,7 +1052,7 @@ def _sections(draw: Draw, kind: _Kind, subject: str, number: int) -> tuple[str, 
     for _ in range(pick.choice((0, 0, 1, 1, 2))):
         filler = draw.of(words.FILLERS)
         if pick.random() < 0.5:
-            filler = f"{subject[0].upper() + subject[1:]} is {draw.of(words.QUALITIES)}."
+            filler = f"{subject[0].upper() + subject[1:]} is {draw.named(words.QUALITIES)}."
         elif pick.random() < 0.6:
             filler = f"{draw.phrase()}, {draw.phrase()}.".capitalize()
         lines.insert(pick.choice((0, len(lines))) if listed else pick.randint(0, len(lines)), filler)
@@ -955,7 +1069,7 @@ def _sections(draw: Draw, kind: _Kind, subject: str, number: int) -> tuple[str, 
     if prose:
         body.append(" ".join(prose))
     bare = title.removeprefix("The ")
-    path = f"{bare} > {draw.of(words.SECTIONS)}\n\n"
+    path = f"{bare} > {draw.named(words.SECTIONS)}\n\n"
     plain = pick.choice(("{t}\n\n", "{t}\n\n", "# {t}\n\n", "", "{t}: ", "## {t}\n")).format(t=title)
     heading = path if pick.random() < 0.4 or not kind.attributes else plain
     named = subject.removeprefix("the ").lower()
