@@ -225,7 +225,8 @@ def _told(said: Answer) -> list[str]:
     lines = [said.text or "(It said nothing.)", ""]
     lines += [_cited(citation) for citation in said.citations]
     if said.hits is not None and not said.citations:
-        found = "nothing relevant was found" if not said.hits else f"{len(said.hits)} passages were found"
+        nothing = "nothing relevant was found (--hits shows what came closest)"
+        found = f"{len(said.hits)} passages were found" if said.hits else nothing
         lines.append(f"It is from no document: {found}.")
     cut = ", cut at the most tokens of an answer" if said.finish == "length" else ""
     return [*lines, f"{said.version}, {said.file}{cut}"]

@@ -98,6 +98,12 @@ class PromptSettings(Settings):
         min_length=1,
         description="What a right answer says where nothing relevant was retrieved, at its beginning or later.",
     )
+    ask_without_context: bool = Field(
+        default=False,
+        description="Where nothing relevant was retrieved: true: the model is asked all the same (it greets, it hands "
+        "over); false: the answer is the refusal. It is asked, too, where the refusal does not fit answer_format, and "
+        "in a chat that goes on.",
+    )
     answer_format: AnswerFormat | None = Field(default=None, description="What every answer has to look like.")
     context_tokens: int = Field(
         default=1024,
@@ -105,6 +111,12 @@ class PromptSettings(Settings):
         description="Most tokens of retrieved text in a prompt: the last chunks are left out first, and the first one "
         "is cut where it alone is longer.",
     )
+
+    @property
+    def unasked_answer(self) -> str | None:
+        """What is answered where nothing relevant was retrieved; None where the model is asked."""
+        fits = self.answer_format is None or self.answer_format.problem(self.refusal) is None
+        return self.refusal if fits and not self.ask_without_context else None
 
     @field_validator("with_context")
     @classmethod

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -16,6 +17,7 @@ from pipelines.corpus.fusion import above_average, fused, lifted
 from pipelines.corpus.index import Collection, Condition, Query, Scored, VectorIndex
 from pipelines.corpus.settings import RetrievalSettings
 from pipelines.errors import ConfigError, NotBuiltError
+from pipelines.models import BUNDLED
 
 if TYPE_CHECKING:
     from pipelines.corpus.rerank import Reranker
@@ -28,6 +30,13 @@ DEPTH = 100
 
 RERANKED = 32
 """Candidates that a reranker reads, at least."""
+
+SIMILARITY = {BUNDLED: 0.3}
+"""Cosine of question and chunk below which they have nothing to do with each other, by embedder; measured by
+``benchmarks.retrieval``."""
+
+_EXACT = re.compile(r"\w*\d[\w.-]*\w|\w+[-_.]\w*\d\w*")
+"""A word with a digit, of two characters at least: a part number, a version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +92,9 @@ class Hit:
     """Chunks before it in the same document, in order, as far as asked for."""
     after: tuple[str, ...] = ()
     """Chunks after it."""
+
+
+_Chunk = TypeVar("_Chunk", Found, Hit)
 
 
 def checked_limit(question: str, top_k: int) -> int:
@@ -160,7 +172,9 @@ def search(
 def retrieved_texts(
     questions: Sequence[str], *, use_case: str, retrieval: RetrievalSettings, catalog: sa.Engine, index: VectorIndex
 ) -> list[tuple[str, ...]]:
-    """For each question the texts that the served collection gives a prompt, best first; access rules do not apply.
+    """For each question the texts that the served collection gives a prompt, best first; none where none is relevant.
+
+    Access rules do not apply.
 
     Raises:
         ConfigError: another embedder built the collection.
@@ -170,7 +184,30 @@ def retrieved_texts(
     embedder = _embedder_of(served, retrieval, use_case, None)
     with index.open(served.collection) as points:
         found = search_collection(points, embedder, questions, retrieval=retrieval, top_k=retrieval.top_k)
-    return [tuple(str(each.payload["text"]) for each in some) for some in found]
+    return [
+        tuple(str(each.payload["text"]) for each in relevant(question, some, retrieval))
+        for question, some in zip(questions, found, strict=True)
+    ]
+
+
+def relevant(question: str, found: Sequence[_Chunk], retrieval: RetrievalSettings) -> Sequence[_Chunk]:
+    """``found``, or nothing where none of it has to do with the question.
+
+    It has where the closest chunk is as similar in meaning as ``minimum_similarity`` asks for, or says a word with a
+    digit that the question says too (meaning knows little of part numbers). A search by words alone finds nothing that
+    shares no word, and is believed.
+    """
+    least = retrieval.minimum_similarity
+    if least is None:
+        least = SIMILARITY.get(retrieval.embedder, 0.0)
+    if not least or retrieval.mode == "words":
+        return found
+    if any("dense" in each.places and each.places["dense"].score >= least for each in found):
+        return found
+    exact = {word.lower() for word in _EXACT.findall(question)}
+    texts = [str(each.payload["text"]) if isinstance(each, Found) else each.text for each in found]
+    said = {word.lower() for text in texts for word in _EXACT.findall(text)} if exact else set()
+    return found if exact & said else ()
 
 
 def _served(use_case: str, catalog: sa.Engine) -> Any:

@@ -491,6 +491,13 @@ class RetrievalSettings(Settings):
         default=GoldenSettings(), description="Questions that compare a new index with the served one."
     )
     top_k: int = Field(default=5, ge=1, le=100, description="How many chunks a question retrieves unless it says.")
+    minimum_similarity: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Cosine to a question that the closest of its chunks needs, or else nothing relevant was found "
+        "and a model is told so; default: 0.3 with the bundled embedder, 0 (none) with others, whose cosines differ.",
+    )
     keep_days: float = Field(
         default=7.0, ge=0, description="How long a replaced index is kept, so that it can be switched back."
     )

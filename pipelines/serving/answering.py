@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from pipelines.corpus.filters import Filters
-from pipelines.corpus.search import Hit, search
+from pipelines.corpus.search import Hit, relevant, search
 from pipelines.declaration import USE_CASES, Declaration, load_declaration
 from pipelines.environment import Environment
 from pipelines.errors import ConfigError, NotBuiltError
@@ -58,7 +58,8 @@ class Answer:
     """Of the retrieved texts that the model saw, those that the answer names or shares its words with; none where it
     refuses."""
     hits: tuple[Hit, ...] | None
-    """All that was retrieved, best first; None where the use case has no sources."""
+    """All that was retrieved, best first, none where nothing of it is relevant; None where the use case has no
+    sources."""
     version: str
     """Published version that answered."""
     file: str
@@ -85,6 +86,8 @@ class Prepared:
     shown: int
     """So many of the hits are in the prompt, the first ones."""
     turns_left_out: int
+    answer: str | None = None
+    """What is said without asking the model: nothing relevant was found, and it is not to answer on its own."""
 
 
 class ServedModel:
@@ -166,6 +169,8 @@ class ServedModel:
                     f"{self.use_case} {self.version} reads {self.context_tokens} in all; ask in fewer words"
                 )
             settings = settings.model_copy(update={"context_tokens": context})
+        alone = not any(turn.role == "assistant" for turn in messages)  # what follows may be about what was said
+        nothing_found = texts is not None and not texts
         sampling = Sampling(
             maximum_tokens=most,
             temperature=temperature,
@@ -175,7 +180,14 @@ class ServedModel:
             grammar=self._grammar,
         )
         return Prepared(
-            prompt, tokens, sampling, turns[-1].content, None if hits is None else tuple(hits), len(kept), left_out
+            prompt,
+            tokens,
+            sampling,
+            turns[-1].content,
+            None if hits is None else tuple(hits),
+            len(kept),
+            left_out,
+            answer=settings.unasked_answer if nothing_found and alone else None,
         )
 
     def said(self, prepared: Prepared) -> Generator[Piece]:
@@ -184,6 +196,9 @@ class ServedModel:
         Raises:
             ServerUnavailableError: llama.cpp failed.
         """
+        if prepared.answer is not None:
+            yield Piece(prepared.answer, "stop")
+            return
         held, begun = "", False
         with closing(self._engine.generate(prepared.prompt, prepared.sampling)) as pieces:
             for piece in pieces:
@@ -314,6 +329,8 @@ def retrieved(
 ) -> tuple[Hit, ...] | None:
     """What the served index has on the last turn, best first; None where the use case has no sources.
 
+    Nothing where none of it is relevant: see ``search.relevant``.
+
     Raises:
         ConfigError: an empty question, a number out of range, or a filter that cannot be.
         NotBuiltError: the index is not built yet.
@@ -325,9 +342,10 @@ def retrieved(
     environment = stores.environment
     if environment.database_url is None and not environment.catalog_file.exists():  # asking makes nothing
         raise NotBuiltError(f"{declaration.name} serves no index yet: run the job {declaration.name}_refresh first")
+    question = messages[-1].content if messages else ""
     ask = partial(
         search,
-        messages[-1].content if messages else "",
+        question,
         use_case=declaration.name,
         retrieval=declaration.retrieval,
         catalog=stores.catalog,
@@ -337,9 +355,10 @@ def retrieved(
         principals=principals,
     )
     try:
-        return tuple(ask())
+        hits = ask()
     except NotBuiltError:  # another collection took its place between the look at what is served and its opening
-        return tuple(ask())
+        hits = ask()
+    return tuple(relevant(question, hits, declaration.retrieval))
 
 
 def citations(text: str, prepared: Prepared) -> tuple[Citation, ...]:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from pipelines.catalog import collections, served_collections
 from pipelines.corpus.edge import EdgeIndex
 from pipelines.corpus.embedding import Embedder
-from pipelines.corpus.search import search, search_collection
+from pipelines.corpus.search import Found, Place, relevant, retrieved_texts, search, search_collection
 from pipelines.corpus.server import ServerIndex
 from pipelines.corpus.settings import AccessSettings, RetrievalSettings
 from pipelines.environment import REPOSITORY
@@ -468,6 +468,49 @@ def test_many_questions_at_once_are_answered_as_one_by_one(edge_described: Corpu
         assert [(each.payload["document_id"], each.score) for each in answer] == [
             (hit.document_id, hit.score) for hit in hits
         ]
+
+
+def scored(text: str, cosine: float | None) -> Found:
+    places = {"words": Place(1, 3.0)} | ({} if cosine is None else {"dense": Place(1, cosine)})
+    return Found("1", 1.0, {"text": text}, places)
+
+
+def test_the_closest_chunk_decides_whether_anything_is_relevant() -> None:
+    ours = RetrievalSettings()
+    near, far, unranked = (
+        scored("The pump P-40 weighs 3 kg.", 0.3),
+        scored("The P-40 is red.", 0.29),
+        scored("Tank", None),
+    )
+    assert relevant("How heavy is it?", [far, near], ours) == [far, near], "all or nothing"
+    assert relevant("How heavy is it?", [far, unranked], ours) == ()
+    assert relevant("How heavy is it?", [], ours) == ()
+    assert relevant("Tell me of the p-40", [unranked, far], ours) == [unranked, far], "a part number is a part number"
+    assert relevant("Tell me of the P-4", [unranked, far], ours) == ()
+    assert relevant("How heavy is it?", [far], ours.model_copy(update={"minimum_similarity": 0.2})) == [far]
+    assert relevant("How heavy is it?", [far], ours.model_copy(update={"mode": "words"})) == [far]
+    other = ours.model_copy(update={"embedder": "some/other"})
+    assert relevant("How heavy is it?", [far], other) == [far], "of others nothing is known"
+    assert relevant("How heavy is it?", [far], other.model_copy(update={"minimum_similarity": 0.3})) == ()
+
+
+def test_prompts_get_no_text_for_questions_that_have_nothing_to_do_with_the_documents(
+    make_corpus: Callable[..., Corpus], edge: EdgeIndex, minilm: Embedder
+) -> None:
+    corpus: Corpus = replace(make_corpus(edge, minilm), retrieval=RetrievalSettings())
+    corpus.write("refunds.md", "# Refunds\n\nMoney is returned to the card within ten working days.\n")
+    corpus.write("warranty.md", "# Warranty\n\nFaulty parts are replaced free of charge for two years.\n")
+    corpus.sync()
+    corpus.serve()
+    [ours, theirs] = retrieved_texts(
+        ["When do I get my cash back?", "Who painted the ceiling of the chapel?"],
+        use_case="test",
+        retrieval=RetrievalSettings(),
+        catalog=corpus.catalog,
+        index=edge,
+    )
+    assert "ten working days" in ours[0]
+    assert theirs == ()
 
 
 def test_with_the_real_embedder_an_answer_is_found_and_an_unchanged_refresh_never_loads_it(

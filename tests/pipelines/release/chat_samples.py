@@ -17,6 +17,7 @@ CHAT_PROMPT = PromptSettings(
     system="You are kind .",
     with_context="Use this : {context} Question : {question}",
     without_context="No information was found . Question : {question}",
+    ask_without_context=True,
     refusal="I do not know",
     context_tokens=64,
 )

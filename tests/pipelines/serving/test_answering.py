@@ -18,7 +18,7 @@ from pipelines.corpus.search import Hit
 from pipelines.errors import ConfigError, NotBuiltError
 from pipelines.evaluation.generation import ChatModel, load_chat_model
 from pipelines.labels.examples import Example, read_split
-from pipelines.prompt import Message, render
+from pipelines.prompt import AnswerFormat, Message, render
 from pipelines.release.registry import PublishedVersion
 from pipelines.serving.answering import ServedModel, answer
 from pipelines.serving.template import ChatTemplate
@@ -127,6 +127,35 @@ def test_nothing_retrieved_is_said_and_refused(served: ServedModel, chat: tuple[
     assert [each.document_id for each in said.citations] == ["a.md"]
 
 
+def test_where_nothing_is_relevant_the_refusal_is_the_answer_and_no_model_is_asked(version: PublishedVersion) -> None:
+    """What a model would make up about a question that the documents have nothing on, nobody gets to read."""
+    stranger = [Message("user", "Who won the football match ?")]
+    with ServedModel(version, "F16") as model:
+        model.prompt = CHAT_PROMPT.model_copy(update={"refusal": "We cannot say.", "ask_without_context": False})
+        said = model.answer(stranger, [])
+        assert (said.text, said.finish, said.refused, said.hits) == ("We cannot say.", "stop", True, ())
+        assert model.prepared(stranger, None).answer is None, "a use case without sources knows without them"
+        goes_on = [Message("user", "Hello ."), Message("assistant", "Hello ."), *stranger]
+        assert model.prepared(goes_on, []).answer is None, "it may be about what was said before"
+        model.prompt = model.prompt.model_copy(update={"ask_without_context": True})
+        assert model.prepared(stranger, []).answer is None
+        form = AnswerFormat(regex="(yes|no)")
+        model.prompt = CHAT_PROMPT.model_copy(update={"answer_format": form, "ask_without_context": False})
+        assert model.prepared(stranger, []).answer is None, "the refusal is no answer in this form"
+
+
+def test_a_question_that_has_nothing_to_do_with_the_documents_is_told_so(
+    version: PublishedVersion, shop: Shop, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = "Which football club won the league in the last season?"
+    assert ask.main([CHAT_USE_CASE, question], use_cases=home) == 0
+    shown = capsys.readouterr().out
+    assert CHAT_PROMPT.refusal in shown
+    assert "nothing relevant was found" in shown
+    assert ask.main([CHAT_USE_CASE, question, "--hits"], use_cases=home) == 0
+    assert ".md" in capsys.readouterr().out, "what came closest can still be looked at"
+
+
 def test_what_is_too_long_loses_earlier_turns_then_retrieved_text_never_the_system_text(served: ServedModel) -> None:
     """G12."""
     system = CHAT_PROMPT.system
@@ -212,7 +241,8 @@ def test_ask_answers_with_citations_and_shows_hits_on_request(
     assert len(said["hits"]) == 2
     assert ask.main([*question, "--hits", "--json"], use_cases=home) == 0
     assert "text" not in json.loads(capsys.readouterr().out)
-    assert ask.main([*question, "--filter", "document_id=tent.md", "--json"], use_cases=home) == 0
+    tent = [CHAT_USE_CASE, "How does the tent look ?"]
+    assert ask.main([*tent, "--filter", "document_id=tent.md", "--json"], use_cases=home) == 0
     assert [each["document_id"] for each in json.loads(capsys.readouterr().out)["hits"]] == ["tent.md"]
 
 
