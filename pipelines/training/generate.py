@@ -26,7 +26,7 @@ from pipelines.artifacts import Artifact
 from pipelines.environment import available_cores
 from pipelines.errors import ConfigError, ExamplesError
 from pipelines.labels.examples import Example, read_split
-from pipelines.prompt import PromptSettings, build_messages, template_hash
+from pipelines.prompt import PromptSettings, build_messages, kept_context, render, template_hash
 from pipelines.training.chats import EncodedChat, encode_chats
 from pipelines.training.lora import bf16_is_faster, save, with_adapter
 from pipelines.training.memory import CHAT_TOKENS_AT_ONCE, with_smaller_batches
@@ -38,6 +38,9 @@ from pipelines.training.settings import GenerateSettings
 from pipelines.training.trainer import arguments, fit
 
 logger = logging.getLogger(__name__)
+
+ASKED_FOR_ROOM = 64
+"""Questions, of which at least one has to fit the base together with all that may be retrieved."""
 
 
 def fit_chat(
@@ -56,8 +59,9 @@ def fit_chat(
 
     Raises:
         ExamplesError: there is too little to learn from.
-        ConfigError: the base has no chat template, one that refuses the chats or does not say where answers end, or no
-            layers of the names to adapt; its quantisation needs what is not installed.
+        ConfigError: the base has no chat template, one that refuses the chats or does not say where answers end, no
+            room for ``prompt.context_tokens``, or no layers of the names to adapt; its quantisation needs what is not
+            installed.
         TrainingError: the loss is not finite, training ended early, or not even one chat fits into memory.
     """
     import torch
@@ -66,8 +70,10 @@ def fit_chat(
     started = time.monotonic()
     torch.set_num_threads(available_cores())
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-    limit = min(settings.maximum_tokens, _window(base))
-    chats, left_out = _chats(tokenizer, prompt, read_split(training_set, "train"), limit)
+    window, rows = _window(base), read_split(training_set, "train")
+    _check_room(tokenizer, prompt, rows, window)
+    limit = min(settings.maximum_tokens, window)
+    chats, left_out = _chats(tokenizer, prompt, rows, limit)
     validation_chats, validation_left_out = _chats(tokenizer, prompt, read_split(training_set, "validation"), limit)
     if len(chats) < 2:
         raise ExamplesError(
@@ -145,6 +151,28 @@ def _chats(
     encoded = encode_chats(tokenizer, chats)
     kept = [chat for chat in encoded if len(chat.ids) <= limit]
     return kept, len(encoded) - len(kept)
+
+
+def _check_room(tokenizer: Any, prompt: PromptSettings, rows: Sequence[Example], window: int) -> None:
+    """Served, a question comes with up to ``prompt.context_tokens``: found out at export, the training would be lost.
+
+    Raises:
+        ConfigError: with so much retrieved, not one of the first questions leaves an answer any room.
+    """
+
+    def count_tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    lengths = []
+    for row in [row for row in rows if row.context is not None][:ASKED_FOR_ROOM]:
+        turns = build_messages(prompt, row.messages[:-1], row.context, count_tokens=count_tokens)
+        shown = sum(map(count_tokens, kept_context(prompt, row.context or (), count_tokens=count_tokens)))
+        lengths.append(count_tokens(render(tokenizer, turns)) + prompt.context_tokens - shown)
+    if lengths and min(lengths) >= window:
+        raise ConfigError(
+            f"prompt.context_tokens {prompt.context_tokens} makes prompts of {min(lengths)} tokens and more, but the "
+            f"base was made for {window}, answer and all: choose fewer, or another base"
+        )
 
 
 def _window(base: Path) -> int:

@@ -227,6 +227,20 @@ def test_longer_chats_are_left_out_and_counted_never_cut(base: Path, chats: Arti
     del chats
 
 
+def test_prompts_that_leave_an_answer_no_room_are_refused_before_the_training(base: Path, tmp_path: Path) -> None:
+    rows = chat_rows()
+    for row in rows["train"]:
+        row["context"] = ["The lamp is blue ."]
+    chats = write_chat_set(tmp_path / "chats", rows)
+    much, fits = (PromptSettings(context_tokens=tokens) for tokens in (512, 256))
+    with pytest.raises(ConfigError, match=r"context_tokens 512 makes prompts of 5\d\d tokens .* made for 512"):
+        fit(base, chats, tmp_path / "much", prompt=much, epochs=1)
+    assert not (tmp_path / "much").exists()
+    assert fit(base, chats, tmp_path / "fits", prompt=fits, epochs=1).manifest["effective"]["rows"] == len(
+        rows["train"]
+    )
+
+
 def test_a_base_without_a_template_is_refused(base: Path, chats: Artifact, tmp_path: Path) -> None:
     """T13"""
     bare = tmp_path / "bare"
