@@ -235,7 +235,6 @@ def test_prompts_that_leave_an_answer_no_room_are_refused_before_the_training(ba
     much, fits = (PromptSettings(context_tokens=tokens) for tokens in (512, 256))
     with pytest.raises(ConfigError, match=r"context_tokens 512 makes prompts of 5\d\d tokens .* made for 512"):
         fit(base, chats, tmp_path / "much", prompt=much, epochs=1)
-    assert not (tmp_path / "much").exists()
     assert fit(base, chats, tmp_path / "fits", prompt=fits, epochs=1).manifest["effective"]["rows"] == len(
         rows["train"]
     )
