@@ -1,4 +1,6 @@
-"""What retrieval and fine-tuning each do for answers: ``python -m benchmarks.support [--base FOLDER] [--json FILE]``.
+"""What retrieval and fine-tuning each do for answers.
+
+    python -m benchmarks.support [--base FOLDER] [--export] [--json FILE] [--quick]
 
 A support desk in the synthetic language. 300 labelled answers about products, plans and policies of the training half
 teach its manner: taken in, frozen and trained on as a use case's are, each with what the index returns for its
@@ -14,6 +16,9 @@ documents go through the real sync into a real index, and what is retrieved (thr
 Facts: the value stands in the answer. Manner: every part of it is there, and the rule for handing over is kept. Apart
 from that the untuned base answers questions, written by hand, on the documents of the use case ``support``, whose
 language is not the synthetic one.
+
+``--export``: the adapter of both as GGUF files, each compared with the merged model in transformers on the held-out
+tenth of the labelled answers, as every export of a use case is.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import report
+from benchmarks.report import report, table
 from pipelines.artifacts import Artifact
 from pipelines.basemodel.support import PROMPT, Desk, Question, faults, invents, support_desk, tells
 from pipelines.catalog import open_catalog
@@ -38,6 +43,7 @@ from pipelines.corpus.settings import FolderSource, RetrievalSettings, Source
 from pipelines.corpus.sync import sync_source
 from pipelines.declaration import USE_CASES, load_declaration
 from pipelines.evaluation.generation import Answer, ChatModel, base_chat_model, load_chat_model
+from pipelines.evaluation.settings import EvaluationSettings
 from pipelines.fingerprint import text_hash
 from pipelines.labels.examples import Example
 from pipelines.labels.intake import take_in
@@ -45,6 +51,8 @@ from pipelines.labels.settings import LabelSettings
 from pipelines.labels.snapshot import freeze_training_set
 from pipelines.models import BUNDLED_CHAT, token_counter
 from pipelines.prompt import Message
+from pipelines.release.export import export
+from pipelines.release.settings import ReleaseSettings
 from pipelines.training.job import TrainingJob, train
 from pipelines.training.settings import GenerateSettings, LoraSettings
 
@@ -133,8 +141,10 @@ class Workplace:
             questions, use_case=use_case, retrieval=RETRIEVAL, catalog=self.catalog, index=self.index
         )
 
-    def adapter(self, use_case: str, rows: Sequence[dict[str, Any]], settings: GenerateSettings) -> Artifact:
-        """Labelled ``rows`` taken in, frozen, and trained on.
+    def adapter(
+        self, use_case: str, rows: Sequence[dict[str, Any]], settings: GenerateSettings
+    ) -> tuple[Artifact, Artifact]:
+        """Adapter and training set of labelled ``rows``, which are taken in, frozen, and trained on.
 
         Raises:
             RuntimeError: not all of them were accepted.
@@ -166,7 +176,7 @@ class Workplace:
             settings=settings,
             prompt=PROMPT,
         )
-        return train(job, progress=lambda _: None)
+        return train(job, progress=lambda _: None), training_set
 
 
 def labelled(questions: Sequence[Question], contexts: Sequence[Sequence[str]] | None) -> list[dict[str, Any]]:
@@ -238,9 +248,12 @@ def scores(questions: Sequence[Question], said: Sequence[Answer]) -> dict[str, f
 
 
 def measure(
-    base: str, scratch: Path, *, taught: Sizes, asked: Sizes, **changes: Any
+    base: str, scratch: Path, *, taught: Sizes, asked: Sizes, files: bool = False, **changes: Any
 ) -> tuple[list[dict[str, Any]], dict[str, float], dict[str, Any]]:
-    """A row for each contender, the figures, and everything that was said; ``changes`` are of ``FINE_TUNE``."""
+    """A row for each contender, the figures, and everything that was said; ``changes`` are of ``FINE_TUNE``.
+
+    With ``files`` the adapter of both is exported too, and how its files compare is among what was said.
+    """
     place = Workplace(scratch)
     old = support_desk(11, **asdict(taught))
     new = support_desk(12, held_out=True, **asdict(asked))
@@ -255,13 +268,13 @@ def measure(
     ]
     settings = GenerateSettings(task="generate", base_model=base, **FINE_TUNE | changes)
     found = place.retrieved("desk", [question.text for question in old.questions])
-    adapters, seconds = {}, {}
+    adapters, sets, seconds = {}, {}, {}
     for name, rows in {
         "both": labelled(old.questions, found),
         "fine-tuning only": labelled(old.questions, None),
     }.items():
         started = time.perf_counter()
-        adapters[name] = place.adapter(name.replace("-", "_").replace(" ", "_"), rows, settings)
+        adapters[name], sets[name] = place.adapter(name.replace("-", "_").replace(" ", "_"), rows, settings)
         seconds[name] = time.perf_counter() - started
         print(f"{name}: {len(rows)} labelled answers, trained in {seconds[name]:.0f} s", flush=True)
     alone, with_texts = rows_of(texts, None), rows_of(texts, contexts)
@@ -294,7 +307,27 @@ def measure(
         for number, question in enumerate(new.questions)
     ]
     real, right = real_documents(place, base_chat_model(adapters["both"]))
-    return rows, figures | right, {"answers": details, "real_documents": real}
+    more = {"answers": details, "real_documents": real}
+    if files:
+        more["files"] = parity(adapters["both"], sets["both"], scratch / "gguf")
+    return rows, figures | right, more
+
+
+def parity(adapter: Artifact, training_set: Artifact, folder: Path) -> list[dict[str, Any]]:
+    """A row for each GGUF file: how far it is from the merged model."""
+    made = export(
+        adapter,
+        training_set,
+        settings=ReleaseSettings(quantisations=("F16", "Q8_0", "Q4_K_M"), serve="F16"),
+        folder=folder,
+        progress=lambda line: print(f"  {line}", flush=True),
+        evaluation=EvaluationSettings(maximum_answer_tokens=MAXIMUM_TOKENS),
+    )
+    measures = ("agreement", "kl_divergence", "max_logit_difference", "answers_equal", "stopped")
+    return [
+        {"file": name, "MB": found["size"] / 1e6, **{key: found[key] for key in measures}}
+        for name, found in made.manifest["quantisations"].items()
+    ]
 
 
 def real_documents(place: Workplace, model: ChatModel) -> tuple[list[dict[str, Any]], dict[str, float]]:
@@ -322,12 +355,15 @@ def real_documents(place: Workplace, model: ChatModel) -> tuple[list[dict[str, A
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--base", default=BUNDLED_CHAT, help="folder of the base model")
+    parser.add_argument("--export", action="store_true", help="also compare GGUF files with the merged model")
     parser.add_argument("--json", type=Path, help="write rows, figures and all answers to this file")
     parser.add_argument("--quick", action="store_true", help="a few questions: does it run?")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         sizes = QUICK if chosen.quick else Sizes()
-        rows, figures, more = measure(chosen.base, Path(scratch), taught=sizes, asked=sizes)
+        rows, figures, more = measure(chosen.base, Path(scratch), taught=sizes, asked=sizes, files=chosen.export)
+    if chosen.export:
+        print(table(more["files"]))
     report(
         "support",
         rows,
