@@ -137,9 +137,10 @@ class _Schema:
         if kind == "object" and said.get("additionalProperties") is False:
             return '"{" space "}"'
         if kind == "object" and said:
-            return self._repeated("{", f'string ":" space {self._value(said["additionalProperties"], where)}', "}", {})
+            item = f'string ":" space {self._value(said["additionalProperties"], where)}'
+            return self._repeated("{", item, "}", {}, where)
         if kind == "array" and said:
-            return self._repeated("[", self._value(said.get("items", True), f"{where}[]"), "]", said)
+            return self._repeated("[", self._value(said.get("items", True), f"{where}[]"), "]", said, where)
         if kind == "string" and said:
             return _string(said, where)
         if kind == "integer" and said:
@@ -188,13 +189,11 @@ class _Schema:
         self.found[name] = text
         return name
 
-    def _repeated(self, opening: str, item: str, closing: str, said: Mapping[str, Any]) -> str:
-        least, most = int(said.get("minItems", 0)), said.get("maxItems")
-        if max(least, int(most or 0)) > MOST_REPEATS:
-            raise ExportError(f"json_schema asks for more than {MOST_REPEATS} items")
+    def _repeated(self, opening: str, item: str, closing: str, said: Mapping[str, Any], where: str) -> str:
+        least, most = _bounds(said, "Items", where)
         if most == 0:
             return f'"{opening}" space "{closing}"'
-        more = f'("," space {item}){{{max(0, least - 1)},{"" if most is None else int(most) - 1}}}'
+        more = f'("," space {item}){{{max(0, least - 1)},{"" if most is None else most - 1}}}'
         inside = f"{item} {more} space"
         return f'"{opening}" space {inside if least else f"({inside})?"} "{closing}"'
 
@@ -204,10 +203,18 @@ def _string(said: Mapping[str, Any], where: str) -> str:
         if len(said) > 1:
             raise ExportError(f"json_schema says a pattern and a length at {where}, which no grammar here can enforce")
         return f'"\\"" {_Regex(said["pattern"]).within_json()} "\\""'
-    least, most = int(said.get("minLength", 0)), said.get("maxLength")
+    least, most = _bounds(said, "Length", where)
+    return f'"\\"" char{{{least},{"" if most is None else most}}} "\\""'
+
+
+def _bounds(said: Mapping[str, Any], what: str, where: str) -> tuple[int, int | None]:
+    """The least and the most; llama.cpp takes memory without end where the most is below the least."""
+    least, most = int(said.get(f"min{what}", 0)), said.get(f"max{what}")
     if max(least, int(most or 0)) > MOST_REPEATS:
-        raise ExportError(f"json_schema asks for strings of more than {MOST_REPEATS} characters at {where}")
-    return f'"\\"" char{{{least},{"" if most is None else int(most)}}} "\\""'
+        raise ExportError(f"json_schema says min{what} or max{what} above {MOST_REPEATS} at {where}")
+    if most is not None and most < least:
+        raise ExportError(f"json_schema allows no value at {where}: min{what} {least}, max{what} {most}")
+    return least, None if most is None else int(most)
 
 
 def _numbers(said: Mapping[str, Any], where: str) -> str:
@@ -218,6 +225,8 @@ def _numbers(said: Mapping[str, Any], where: str) -> str:
             f"{MOST_NUMBERS} integers apart"
         )
     numbers = [number for number in range(int(least) - 1, int(most) + 2) if least <= number <= most]
+    if not numbers:
+        raise ExportError(f"json_schema allows no value at {where}: no integer is from {least} to {most}")
     return f"({' | '.join(_literal(str(number)) for number in numbers)})"
 
 
@@ -229,6 +238,10 @@ def _literal(text: str) -> str:
 def _fits(value: Any, said: Mapping[str, Any]) -> bool:
     from jsonschema import Draft202012Validator
 
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:  # not a number, or half a surrogate pair: no JSON in UTF-8 holds it
+        return False
     return bool(Draft202012Validator(dict(said)).is_valid(value))
 
 

@@ -1,9 +1,22 @@
 """The synthetic language: what is measured was never trained on, and every answer can be read in the text."""
 
+from collections.abc import Callable, Sequence
+
 import pytest
 
 from pipelines.basemodel import vocabulary
-from pipelines.basemodel.language import REFUSAL, Draw, case, chat, practice, texts_and_facts
+from pipelines.basemodel.language import (
+    _QUESTIONS,
+    _STATEMENTS,
+    REFUSAL,
+    Draw,
+    _asked_anew,
+    _stated_anew,
+    case,
+    chat,
+    practice,
+    texts_and_facts,
+)
 
 
 def test_equal_seeds_draw_equal_chats_and_other_seeds_others() -> None:
@@ -12,9 +25,10 @@ def test_equal_seeds_draw_equal_chats_and_other_seeds_others() -> None:
     assert chats[0] != chats[2]
 
 
+@pytest.mark.parametrize("lifelike", [False, True])
 @pytest.mark.parametrize("held_out", [False, True])
-def test_a_right_answer_stands_in_the_texts_and_a_refusal_where_it_does_not(held_out: bool) -> None:
-    draw = Draw(7, held_out=held_out)
+def test_a_right_answer_stands_in_the_texts_and_a_refusal_where_it_does_not(held_out: bool, lifelike: bool) -> None:
+    draw = Draw(7, held_out=held_out, lifelike=lifelike)
     for _ in range(200):
         found = case(draw)
         assert found.value is not None
@@ -55,6 +69,23 @@ def test_training_and_measuring_share_no_name_number_word_or_template() -> None:
         for draw in (training, measuring)
     ]
     assert not asked[0] & asked[1]
+
+
+@pytest.mark.parametrize(("anew", "listed"), [(_stated_anew, _STATEMENTS), (_asked_anew, _QUESTIONS)])
+def test_templates_put_together_at_random_are_ever_new_and_none_of_those_kept_for_measuring(
+    anew: Callable[[Draw], str], listed: Sequence[str]
+) -> None:
+    draw = Draw(2, lifelike=True)
+    made = [anew(draw) for _ in range(4000)]
+    assert len(set(made)) > 2500
+    assert not set(made) & set(listed)
+    assert all("{s}" in each or "{S}" in each for each in made if anew is _asked_anew)
+
+
+def test_words_that_no_list_has_stand_where_names_stand_in_training_alone() -> None:
+    training, measuring = Draw(3, lifelike=True), Draw(3, lifelike=True, held_out=True)
+    assert {training.named(vocabulary.PRODUCTS) for _ in range(300)} - set(vocabulary.PRODUCTS)
+    assert {measuring.named(vocabulary.PRODUCTS) for _ in range(300)} <= set(vocabulary.PRODUCTS)
 
 
 def test_practice_says_everything_twice() -> None:
