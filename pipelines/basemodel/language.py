@@ -322,6 +322,22 @@ _QUESTION_FRAMES = (
     "{q} A short answer is enough.",
 )
 _ANSWER = "The {a} of {s} is {v}."
+_REMARKS = (
+    "I {did} {s}.", "I {did} {s}: {n}.", "My {n} {did} {s}.", "We {did} {s} and {did} it again.", "{S} {did} us.",
+    "{n}. I {did} {s}.", "Somebody {did} {s} {n}.", "Could you {do} {s}?", "Please {do} {s}, {n}.",
+    "I want to {do} {s}.", "We will {do} {s} {n}.", "Never {do} {s}!", "They {did} {s}, and {n}.", "May I {do} {s}?",
+    "It was {n} when I {did} {s}.", "Hello.", "Thanks, that is all.", "{n}!", "Good morning, {n}.", "Let us {do} {s}.",
+)  # fmt: skip
+_DID = (
+    "bought", "sold", "lost", "dropped", "opened", "borrowed", "painted", "ordered", "moved", "found", "broke",
+    "washed", "shook", "lent", "missed", "saw", "wrapped", "kicked", "liked", "forgot", "hid", "carried", "left",
+)  # fmt: skip
+_DO = (
+    "buy", "sell", "lift", "fetch", "hold", "clean", "visit", "paint", "keep", "wrap", "open", "try", "meet", "use",
+    "carry", "hide", "stop", "like", "drop", "push", "follow", "join",
+)  # fmt: skip
+_NOTED = "Thank you for telling me."
+"""What is said to what asks for no fact."""
 
 
 _TAILS = (
@@ -1137,6 +1153,15 @@ def case(draw: Draw, *, texts: int = 3, facts: int = 4, absent: bool = False) ->
             return Case(tuple(context), fact.question, fact.answer, fact.value)
 
 
+def _remark(draw: Draw, subject: str) -> str:
+    """Something that asks for no fact, about a subject."""
+    template = draw.of(_REMARKS)
+    while "{did}" in template or "{do}" in template or "{n}" in template:
+        template = template.replace("{did}", draw.of(_DID), 1).replace("{do}", draw.of(_DO), 1)
+        template = template.replace("{n}", draw.phrase(), 1)
+    return _fill(template, subject, "data", "x")
+
+
 def chat(draw: Draw, *, texts: int, facts: int, questions: int, absent: float = 0.25) -> list[Message]:
     """Texts and questions on them with their answers, as a chat to train on; a share of ``absent`` is not told."""
     context, told, untold = texts_and_facts(draw, texts=texts, facts=facts)
@@ -1145,6 +1170,9 @@ def chat(draw: Draw, *, texts: int, facts: int, questions: int, absent: float = 
     draw.random.shuffle(told)
     draw.random.shuffle(untold)
     while (told or untold) and len(asked) < questions:  # none twice: the answer before would be all there is to read
+        if draw.lifelike and draw.random.random() < 0.05:
+            asked.append((_remark(draw, _called(draw, any_fact.subject)[0]), _NOTED))
+            continue
         if not told or (untold and draw.random.random() < absent):
             fact = untold.pop()
             asked.append((fact.question, refusal(fact)))

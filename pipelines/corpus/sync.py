@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 _FIRST_BATCH = 64  # chunks: the encoder starts early
 _SMALL_BATCH = 128  # chunks: embedded within half a second, for which readers may wait
+_FEW = 32  # documents: read at once, so that there is nothing to gain by embedding the first of them early
 _SPARE = 10_000  # vectors of texts that were just taken out
 _FRESH_SECONDS = 600.0  # while a new collection is built, the served one is brought up to date this often
 
@@ -319,7 +320,8 @@ class _Run:
             return
         batch: list[_Wanted] = []
         touched: list[_Wanted] = []
-        size, full, done, started = 0, min(_FIRST_BATCH, batch_chunks), 0, time.monotonic()
+        first = _SMALL_BATCH if len(self._plan.read) <= _FEW else _FIRST_BATCH
+        size, full, done, started = 0, min(first, batch_chunks), 0, time.monotonic()
 
         with (
             ThreadPoolExecutor(1, "write") as writer,
