@@ -39,8 +39,8 @@ def base_on_the_hub(base_model: str) -> str | None:
 
 
 def base_name(base_model: str) -> str:
-    """A base model's name for others: its Hub id, or the name of its local folder."""
-    return base_on_the_hub(base_model) or Path(base_model).name
+    """A base model's name for others: its Hub id, or the name of its local folder, on one line."""
+    return base_on_the_hub(base_model) or " ".join(Path(base_model).name.split())
 
 
 def public_manifest(adapter: Artifact) -> dict[str, Any]:
