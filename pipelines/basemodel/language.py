@@ -1162,8 +1162,24 @@ def _remark(draw: Draw, subject: str) -> str:
     return _fill(template, subject, "data", "x")
 
 
+def _manner(draw: Draw) -> tuple[str, str, str]:
+    """What every answer of a chat begins and ends with, and how the system text asks for it, if it does."""
+    pick, apart = draw.random, draw.random.choice((" ", "\n", "\n"))
+    begins = f"{draw.phrase().capitalize()}{pick.choice(('.', ':', '!', ','))}" if pick.random() < 0.8 else ""
+    ends = f"{draw.phrase().capitalize()}{pick.choice(('.', '?', '!'))}" if pick.random() < 0.8 or not begins else ""
+    ends += f" {draw.phrase().capitalize()}." if ends and pick.random() < 0.3 else ""
+    begins += f"{apart}{draw.phrase(longest=1).capitalize()}:" if begins and pick.random() < 0.4 else ""
+    said = ""
+    if pick.random() < 0.6:
+        said = f" Begin with: {begins}" * bool(begins) + f" End with: {ends}" * bool(ends)
+    return begins and begins + (" " if begins[-1] == ":" else apart), ends and apart + ends, said
+
+
 def chat(draw: Draw, *, texts: int, facts: int, questions: int, absent: float = 0.25) -> list[Message]:
-    """Texts and questions on them with their answers, as a chat to train on; a share of ``absent`` is not told."""
+    """Texts and questions on them with their answers, as a chat to train on; a share of ``absent`` is not told.
+
+    In a few lifelike chats every answer has the same beginning and ending, so that answers can be taught a manner.
+    """
     context, told, untold = texts_and_facts(draw, texts=texts, facts=facts)
     asked: list[tuple[str, str]] = []
     any_fact = draw.random.choice(told)
@@ -1188,6 +1204,10 @@ def chat(draw: Draw, *, texts: int, facts: int, questions: int, absent: float = 
         else:
             asked.append((fact.question, fact.answer))
     system = draw.of(_SYSTEMS).replace("{company}", draw.company())
+    if draw.lifelike and draw.random.random() < 0.1:
+        begins, ends, manner = _manner(draw)
+        system = (system + manner).strip()
+        asked = [(question, begins + answer + ends) for question, answer in asked]
     found: Sequence[str] = context
     if draw.random.random() < 0.04:  # nothing was retrieved
         found, asked = (), [(any_fact.question, refusal(any_fact))]
