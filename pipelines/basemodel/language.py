@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pipelines.basemodel import templates
 from pipelines.basemodel import vocabulary as words
 from pipelines.prompt import Message, PromptSettings, build_messages
 
@@ -21,23 +22,6 @@ REFUSAL = PromptSettings().refusal
 """What the model says where the text does not tell, after it has said of what: that is looked up as for an answer."""
 
 _SETTINGS = PromptSettings()
-_OTHER_PROMPTS = (
-    "Answer from the text below.\n\n{context}\n\n{question}",
-    "Information:\n\n{context}\n\n{question}",
-    "Read this first.\n\n{context}\n\nNow answer: {question}",
-    "{context}\n\nQuestion: {question}\nAnswer from the text above.",
-    "Documents:\n\n{context}\n\nUse them to answer. {question}",
-)
-_SYSTEMS = (
-    "",
-    "",
-    "You answer questions of customers.",
-    "You are a careful assistant.",
-    "Answer in one sentence.",
-    "You help the staff of {company}.",
-    "You answer from documents only. If they do not say it, say that you do not know.",
-    "Be brief and correct.",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,278 +62,6 @@ class _Attribute:
     value: Callable[[Draw], str]
     statements: tuple[str, ...] = ()
     questions: tuple[str, ...] = ()
-
-
-_STATEMENTS = (
-    "The {a} of {s} is {v}.",
-    "- {A}: {v}",
-    "{A}: {v}",
-    "{S} has a {a} of {v}.",
-    "| {A} | {v} |",
-    "{S}: {a} {v}.",
-    "With {s}, the {a} is {v}.",
-    "Its {a} is {v}.",
-    "- {a}: **{v}**",
-    "The {a} is {v}.",
-    "For {s} the {a} was set to {v}.",
-    "* {A} = {v}",
-    "We list {v} as the {a} of {s}.",
-    "At {v}, the {a} is what it was last year.",
-    "{A} - {v}",
-    "**{A}** {v}",
-    "The {a} stands at {v}.",
-    "The {a}, {v}, has not changed.",
-    "{S} is listed with a {a} of {v}.",
-    "- The {a} of {s}: {v}",
-    "The {a} was changed to {v}.",
-    "Since the last update, the {a} of {s} has been {v}.",
-    "{v} is the {a} of {s}.",
-    "Its {a}: {v}.",
-    "Under {a} we have {v}.",
-    "{A}; {v}",
-    "1. {A}: {v}",
-    "The data give {v} for the {a}.",
-    "There is a {a} of {v}.",
-    "What is known of the {a}: {v}.",
-    "{A} is {v}, no more and no less.",
-    "In this case the {a} amounts to {v}.",
-    "Here, the {a} is given as {v}.",
-    "[{a}] {v}",
-    "We have agreed on {v} for the {a}.",
-    "{A} of {s}: {v}.",
-    "As its {a}, {s} has {v}.",
-    "The new {a} of {s} reads {v}.",
-    "{S} shows {v} for {a}.",
-    "{A}: now {v}",
-    "{A} ({s}): {v}.",
-    "As for the {a} of {s}, it is {v}.",
-    "We give the {a} of {s} as {v}.",
-    "The {a} has been {v} so far.",
-    "- {A} is {v}",
-    "{A} -> {v}",
-    "{S} now has {v} as its {a}.",
-    "For the {a}, {v} holds.",
-    "Of {s} the {a} is known: {v}.",
-    "# {A}\n{v}",
-)
-_WHAT = ("the {a}", "the {a}", "{a}", "its {a}", "a {a}", "our {a}", "this {a}", "any {a}", "the same {a}")
-_WHERE = (
-    "", "", "", " of {s}", " of {s}", " of {s}", " for {s}", " in {s}", " with {s}", " on {s}", " at {s}", " ({s})",
-    " by {s}", ", {s},",
-)  # fmt: skip
-_LINKS = (
-    " is", " is", " was", " reads", " comes to", " equals", " remains", " stays", " runs to", " makes", " means",
-    " became", " turned out to be", " should be", " will be", " can be", " must be", " may be", " is now",
-    " was once", " is set at", " is put at", " is fixed to", " was found to be", " is said to be", " had been",
-    " is still", " gives", " shows", " says", " goes with", " lies at", " sits at", " starts with", " ends with",
-    " went to", " has become", " did not leave", " keeps to", " calls for", ":", ":", ": about", " =", " -", " --",
-    " ==", " |", " /", " ~", " ...", " >", " (now):", " was changed to", " rose to", " fell to",
-)  # fmt: skip
-"""What stands between an attribute and its value, where statements are put together at random."""
-_LINKS_BACK = (
-    "is", "was", "makes", "counts as", "gives", "will be", "became", "remains", "stands under", "goes as",
-    "was taken as", "is written under", "is meant by", "was chosen as", "can be read under", "belongs to", "|", "=",
-)  # fmt: skip
-_HOLDS = (
-    "has", "had", "gets", "offers", "takes", "needs", "comes with", "keeps", "names", "carries", "brings", "states",
-    "uses", "claims", "got", "gave", "reports", "lists", "wants", "asks for", "is sold with", "works with",
-)  # fmt: skip
-_LISTS = (
-    "- {A}: {v}", "- {A}: {v}", "- {A}: {v}", "{A}: {v}", "| {A} | {v} |", "* {A}: {v}", "- {A} - {v}", "{A}: {v}.",
-)  # fmt: skip
-"""How every fact of a text is written where it is a list."""
-_STATEMENT_FRAMES = (
-    "{x}",
-    "{x}",
-    "{x}",
-    "{x}",
-    "{x}",
-    "Please note: {x}",
-    "Good to know: {x}",
-    "{x} This was checked again.",
-    "{x} We were asked this often.",
-    "In short: {x}",
-    "{x} That is all there is to say.",
-    "News: {x}",
-    "{x} More on the next page.",
-    "Update. {x}",
-    "{x} Nobody has complained.",
-    "Reminder: {x}",
-    "Important: {x}",
-    "{x} The maker has confirmed it.",
-    "Often asked: {x}",
-    "{x} See also the list below.",
-)
-_QUESTIONS = (
-    "What is the {a} of {s}?",
-    "What {a} does {s} have?",
-    "Tell me the {a} of {s}.",
-    "I need the {a} of {s}.",
-    "{S}: what is the {a}?",
-    "Which {a} does {s} have?",
-    "Do you know the {a} of {s}?",
-    "What about the {a} of {s}?",
-    "Please give me the {a} of {s}.",
-    "{A} of {s}?",
-    "What is known about the {a} of {s}?",
-    "I am looking for the {a} of {s}.",
-    "What's the {a} of {s}?",
-    "What's the {a} for {s}?",
-    "What is the {a} for {s}?",
-    "Does {s} have a {a}, and what is it?",
-    "Could you tell me the {a} of {s}?",
-    "Could you check the {a} of {s} for me?",
-    "I want to know the {a} of {s}.",
-    "Where does the {a} of {s} stand?",
-    "Let me know the {a} of {s}.",
-    "About {s}: which {a} is given?",
-    "How about {s} and its {a}?",
-    "My question is about the {a} of {s}.",
-    "What do you have for {s} under {a}?",
-    "Is there a {a} for {s}?",
-    "Who can tell me the {a} of {s}?",
-    "Name the {a} of {s}.",
-    "State the {a} of {s}.",
-    "Find the {a} of {s}.",
-    "Look for the {a} of {s}, please.",
-    "I have forgotten the {a} of {s}.",
-    "I was asked for the {a} of {s}.",
-    "For {s}, what is the {a}?",
-    "With {s}, what is the {a}?",
-    "What would be the {a} of {s}?",
-    "What should I write down as the {a} of {s}?",
-    "{S} - {a}?",
-    "Give the {a} of {s}.",
-    "What {a} is given for {s}?",
-    "What {a} is listed for {s}?",
-    "Can I have the {a} of {s}?",
-    "May I ask for the {a} of {s}?",
-    "I cannot find the {a} of {s}.",
-    "Is the {a} of {s} known?",
-    "And the {a} of {s}?",
-    "What was the {a} of {s} again?",
-    "Show me the {a} of {s}.",
-    "Can you look up the {a} of {s}?",
-    "What does it say about the {a} of {s}?",
-    "How is the {a} of {s} stated?",
-    "Do we know which {a} {s} has?",
-    "Regarding {s}, what is its {a}?",
-    "I would like to learn the {a} of {s}.",
-    "Has {s} got a {a}, and which?",
-    "Say what the {a} of {s} is.",
-    "Which is the {a} of {s}?",
-    "What have you got as the {a} of {s}?",
-    "Do tell me about the {a} of {s}.",
-    "The {a} of {s} is what?",
-)
-_WOULD_YOU = (
-    "", "", "please ", "would you ", "will you ", "kindly ", "let us ", "I must ask you to ", "we want to ",
-    "they need to ", "she asked me to ", "help me ", "you could ", "somebody should ", "it is time to ", "try to ",
-    "do you mind if I ", "I came here to ", "he wants you to ", "may we ", "I would rather ", "you ought to ",
-)  # fmt: skip
-_TELL = (
-    "tell me", "give me", "name", "send me", "explain", "confirm", "repeat", "write down", "read out", "list",
-    "recall", "find out", "check", "share", "note", "quote", "spell out", "describe", "report", "get", "see", "hear",
-    "learn", "know", "remember", "print", "bring up", "point me to", "look at", "go over", "put down", "verify",
-    "talk about", "mention", "return", "copy", "compare", "answer with",
-)  # fmt: skip
-_WHICH = (
-    "what",
-    "what",
-    "what",
-    "which",
-    "how",
-    "where",
-    "so what",
-    "now what",
-    "who knows what",
-    "and what",
-    "then what",
-)
-_WOULD_BE = (
-    "is", "is", "was", "are", "would be", "could be", "might be", "should be", "may be", "will be", "were",
-    "do you call", "makes", "do you have for", "did they say of", "do we write for", "happens to be", "counts as",
-    "did you find for",
-)  # fmt: skip
-_BY_NOW = ("", "", "", "", " now", " today", " at present", " these days", " then", " exactly", " by now", " at last")
-_ABOUT = (
-    "What about {p}?", "How is it with {p}?", "What do you say about {p}?", "Tell me about {p}.",
-    "{p}: what is the rule?", "What holds for {p}?", "What is written about {p}?", "Is there a rule on {p}?",
-    "What must I know about {p}?", "How do you handle {p}?",
-)  # fmt: skip
-_VERBS = (
-    "is paid back", "has to be sent", "is kept", "can be changed", "is free of charge", "is checked", "ends",
-    "is closed", "is repaired", "may be returned", "is answered", "costs nothing", "is blocked",
-    "must be reported", "is charged",
-)  # fmt: skip
-_TERMS = ("within", "after", "for", "up to", "before", "from", "every", "at", "above", "below")
-_HEADERS = (
-    "Name", "Figure", "Item", "Data", "Job", "Price", "Plan", "Limit", "Region", "Time", "Part", "Note", "Step",
-    "Entry",
-)  # fmt: skip
-_QUESTION_FRAMES = (
-    "{q}",
-    "{q}",
-    "{q}",
-    "{q}",
-    "{q}",
-    "Hello. {q}",
-    "Hi! {q}",
-    "Quick question: {q}",
-    "{q} Thanks.",
-    "{q} I could not find it.",
-    "A customer wants to know: {q}",
-    "One more thing. {q}",
-    "{q} Please be exact.",
-    "For my notes: {q}",
-    "I am writing an offer. {q}",
-    "{q} It is urgent.",
-    "Sorry to ask again. {q}",
-    "Good morning. {q}",
-    "I have read all of it and still wonder. {q}",
-    "{q} My manager asked me.",
-    "Next: {q}",
-    "{q} That is all.",
-    "We are comparing some of them. {q}",
-    "{q} I need it for the order.",
-    "Dear team, {q}",
-    "I hope you are well. {q}",
-    "{q} Best wishes.",
-    "Can you help me? {q}",
-    "{q} I would be glad to hear from you.",
-    "Just to be sure: {q}",
-    "It is about an old order of ours. {q}",
-    "{q} A short answer is enough.",
-)
-_ANSWER = "The {a} of {s} is {v}."
-_REMARKS = (
-    "I {did} {s}.", "I {did} {s}: {n}.", "My {n} {did} {s}.", "We {did} {s} and {did} it again.", "{S} {did} us.",
-    "{n}. I {did} {s}.", "Somebody {did} {s} {n}.", "Could you {do} {s}?", "Please {do} {s}, {n}.",
-    "I want to {do} {s}.", "We will {do} {s} {n}.", "Never {do} {s}!", "They {did} {s}, and {n}.", "May I {do} {s}?",
-    "It was {n} when I {did} {s}.", "Hello.", "Thanks, that is all.", "{n}!", "Good morning, {n}.", "Let us {do} {s}.",
-)  # fmt: skip
-_DID = (
-    "bought", "sold", "lost", "dropped", "opened", "borrowed", "painted", "ordered", "moved", "found", "broke",
-    "washed", "shook", "lent", "missed", "saw", "wrapped", "kicked", "liked", "forgot", "hid", "carried", "left",
-)  # fmt: skip
-_DO = (
-    "buy", "sell", "lift", "fetch", "hold", "clean", "visit", "paint", "keep", "wrap", "open", "try", "meet", "use",
-    "carry", "hide", "stop", "like", "drop", "push", "follow", "join",
-)  # fmt: skip
-_NOTED = "Thank you for telling me."
-"""What is said to what asks for no fact."""
-
-
-_TAILS = (
-    "f| |p|, |f| |p", "n| |f| |p", "f|, |f| |p", "f|; |p| |f", "n| |p|, |f|, |p", "f| (|p|)", "p| |f|, |p", "f|; |f",
-)  # fmt: skip
-"""f: a figure, p: a phrase, n: a number in words."""
-_COUNTS = ("one", "two", "three", "four", "six", "eight", "ten")
-_FIGURES = (
-    "{n} {u}", "{m} {u}", "{n}.{d} {u}", "{n} to {m} {u}", "-{k} to {n} {u}", "±{n} {u}", "±{n}.{d} %", "{t} {u}",
-    "{m} × {n} × {k} mm", "{n} × {k} cm", "up to {m} {u}", "{n} {u} at {k} °C", "about {m} {u}", "at least {n} {u}",
-    "0 to {t} {u}", "IP{n}", "{n} in {k}", "1 to {k} {u}", "{n} x {k} x {m}", "{n} %", "M{k}", "{n} {u} a year",
-)  # fmt: skip
 
 
 _RUDE = re.compile("fuck|cock|dick|shit|cunt|twat|piss|tit", re.IGNORECASE)
@@ -474,7 +186,7 @@ class Draw:
 
         def make() -> str:
             unit, first, second = choose(words.UNITS), number(1, 99), number(100, 990)
-            form = choose(_FIGURES)
+            form = choose(templates.FIGURES)
             return form.format(
                 u=unit, n=first, m=second, k=number(2, 60), d=number(0, 9), t=f"{number(1, 99)},{number(0, 999):03}"
             )
@@ -484,11 +196,11 @@ class Draw:
     def anything(self) -> str:
         """The value of an attribute of which nothing is known."""
         if self.lifelike and self.random.random() < 0.3:
-            form = self.random.choice(_TAILS)
+            form = self.random.choice(templates.TAILS)
             made: dict[str, Callable[[], str]] = {
                 "f": self.figure,
                 "p": self.phrase,
-                "n": lambda: self.random.choice(_COUNTS),
+                "n": lambda: self.random.choice(templates.COUNTS),
             }
             return "".join(made[part]() if part in made else part for part in form.split("|"))
         chance = self.random.random()
@@ -934,8 +646,8 @@ def _called(draw: Draw, subject: str) -> tuple[str, str]:
 def _sentence(draw: Draw) -> Fact:
     """A sentence of a policy: it is asked for by its first words, and answered whole."""
     about, figure = draw.phrase(), draw.figure()
-    said = f"{about} {draw.random.choice(_VERBS)} {draw.random.choice(_TERMS)} {figure}."
-    asked = draw.of(_QUESTION_FRAMES).replace("{q}", draw.of(_ABOUT).replace("{p}", about))
+    said = f"{about} {draw.random.choice(templates.VERBS)} {draw.random.choice(templates.TERMS)} {figure}."
+    asked = draw.of(templates.QUESTION_FRAMES).replace("{q}", draw.of(templates.ABOUT).replace("{p}", about))
     said = said[0].upper() + said[1:]
     return Fact(about, "", figure, said, asked, said)
 
@@ -948,21 +660,21 @@ def _fact(draw: Draw, kind: _Kind, subject: str, attribute: _Attribute, *, liste
     value = attribute.value(draw)
     # How an attribute is said (that what weighs has a weight) must be known to be read: the frame around it is new.
     own_words = bool(attribute.statements) and draw.random.random() < 0.4
-    statement = draw.random.choice(attribute.statements) if own_words else draw.of(_STATEMENTS)
+    statement = draw.random.choice(attribute.statements) if own_words else draw.of(templates.STATEMENTS)
     own_question = bool(attribute.questions) and draw.random.random() < 0.4
-    question = draw.random.choice(attribute.questions) if own_question else draw.of(_QUESTIONS)
+    question = draw.random.choice(attribute.questions) if own_question else draw.of(templates.QUESTIONS)
     anew = draw.lifelike and not draw.held_out
     if listed is None and anew and draw.random.random() < 0.4:
         statement = _stated_anew(draw)
     said = _fill(listed or statement, subject, name, value)
     if listed is None and said.endswith("."):
-        said = draw.of(_STATEMENT_FRAMES).replace("{x}", said)
+        said = draw.of(templates.STATEMENT_FRAMES).replace("{x}", said)
     called, answered = _called(draw, subject)
     if anew and draw.random.random() < 0.6:
         asked = _worded_anew(draw, _fill(question, called, name, value), called, name)
     else:
-        asked = draw.of(_QUESTION_FRAMES).replace("{q}", _fill(question, called, name, value))
-    return Fact(subject, name, value, said, asked, _fill(_ANSWER, answered, name, value))
+        asked = draw.of(templates.QUESTION_FRAMES).replace("{q}", _fill(question, called, name, value))
+    return Fact(subject, name, value, said, asked, _fill(templates.ANSWER, answered, name, value))
 
 
 def _begun(template: str) -> str:
@@ -976,22 +688,22 @@ def _stated_anew(draw: Draw) -> str:
     """A template of a statement that is put together at random, often with words around that mean nothing."""
     pick = draw.random
     while True:
-        what, where = pick.choice(_WHAT), pick.choice(_WHERE)
+        what, where = pick.choice(templates.WHAT), pick.choice(templates.WHERE)
         between = f" {draw.phrase(longest=2)}" if pick.random() < 0.25 else ""
         chance = pick.random()
         if chance < 0.6:
-            core = f"{what}{where}{between}{pick.choice(_LINKS)} {{v}}"
+            core = f"{what}{where}{between}{pick.choice(templates.LINKS)} {{v}}"
         elif chance < 0.8:
-            core = f"{{v}} {pick.choice(_LINKS_BACK)} {what}{where}"
+            core = f"{{v}} {pick.choice(templates.LINKS_BACK)} {what}{where}"
         else:
-            core = f"{{s}}{between} {pick.choice(_HOLDS)} {{v}} as {what}"
+            core = f"{{s}}{between} {pick.choice(templates.HOLDS)} {{v}} as {what}"
         before = after = ""
         if pick.random() < 0.35:
             before = draw.phrase().capitalize() + pick.choice((",", ":", ".", " -")) + " "
         if pick.random() < 0.3:
             after = pick.choice((f". {draw.phrase().capitalize()}", f" - {draw.phrase()}", f" ... {draw.phrase()}"))
         made = before + (core if before else _begun(core)) + after + pick.choice((".", ".", ".", "", ";"))
-        if made not in _STATEMENTS:  # a fifth of them is kept for measuring
+        if made not in templates.STATEMENTS:  # a fifth of them is kept for measuring
             return made
 
 
@@ -1001,11 +713,12 @@ def _asked_anew(draw: Draw) -> str:
     while True:
         what = pick.choice(("the {a} of {s}", "the {a} of {s}", "the {a} for {s}", "{s}'s {a}", "the {a} with {s}"))
         if pick.random() < 0.5:
-            core = f"{pick.choice(_WOULD_YOU)}{pick.choice(_TELL)} {what}"
+            core = f"{pick.choice(templates.WOULD_YOU)}{pick.choice(templates.TELL)} {what}"
         else:
-            core = f"{pick.choice(_WHICH)} {pick.choice(_WOULD_BE)} {what}{pick.choice(_BY_NOW)}"
+            asking = f"{pick.choice(templates.WHICH)} {pick.choice(templates.WOULD_BE)}"
+            core = f"{asking} {what}{pick.choice(templates.BY_NOW)}"
         made = _begun(core) + pick.choice(("?", "?", "?", ".", "", "!"))
-        if made not in _QUESTIONS:
+        if made not in templates.QUESTIONS:
             return made
 
 
@@ -1041,7 +754,7 @@ def _cutting(draw: Draw, kind: _Kind, subject: str, number: int, taken: set[str]
         keys = [f"{fact.attribute.replace(' ', '_')}: {fact.value}" for fact in facts]
         return "\n".join((f"{bare}\n\ntitle: {bare}", *keys)), facts
     if chance < 0.5:
-        header = (pick.choice(_HEADERS), pick.choice(_HEADERS))
+        header = (pick.choice(templates.HEADERS), pick.choice(templates.HEADERS))
         listed = "Property: {A}; Value: {v}" if pick.random() < 0.5 else f"{header[0]}: {{A}}; {header[1]}: {{v}}"
         facts = [_fact(draw, kind, subject, attribute, listed=listed) for attribute in attributes]
     elif chance < 0.6:
@@ -1058,7 +771,7 @@ def _cutting(draw: Draw, kind: _Kind, subject: str, number: int, taken: set[str]
 def _sections(draw: Draw, kind: _Kind, subject: str, number: int) -> tuple[str, list[Fact]]:
     """A text on one subject with so many facts, laid out as documents are."""
     pick = draw.random
-    listed = pick.choice(_LISTS) if pick.random() < (0.2 if kind.attributes else 0.6) else None
+    listed = pick.choice(templates.LISTS) if pick.random() < (0.2 if kind.attributes else 0.6) else None
     number += pick.randint(0, number) if listed else 0
     choices = kind.attributes or _open(draw, number)
     attributes = pick.sample(choices, min(number, len(choices)))
@@ -1155,9 +868,9 @@ def case(draw: Draw, *, texts: int = 3, facts: int = 4, absent: bool = False) ->
 
 def _remark(draw: Draw, subject: str) -> str:
     """Something that asks for no fact, about a subject."""
-    template = draw.of(_REMARKS)
+    template = draw.of(templates.REMARKS)
     while "{did}" in template or "{do}" in template or "{n}" in template:
-        template = template.replace("{did}", draw.of(_DID), 1).replace("{do}", draw.of(_DO), 1)
+        template = template.replace("{did}", draw.of(templates.DID), 1).replace("{do}", draw.of(templates.DO), 1)
         template = template.replace("{n}", draw.phrase(), 1)
     return _fill(template, subject, "data", "x")
 
@@ -1187,7 +900,7 @@ def chat(draw: Draw, *, texts: int, facts: int, questions: int, absent: float = 
     draw.random.shuffle(untold)
     while (told or untold) and len(asked) < questions:  # none twice: the answer before would be all there is to read
         if draw.lifelike and draw.random.random() < 0.05:
-            asked.append((_remark(draw, _called(draw, any_fact.subject)[0]), _NOTED))
+            asked.append((_remark(draw, _called(draw, any_fact.subject)[0]), templates.NOTED))
             continue
         if not told or (untold and draw.random.random() < absent):
             fact = untold.pop()
@@ -1198,12 +911,12 @@ def chat(draw: Draw, *, texts: int, facts: int, questions: int, absent: float = 
         if same and fact.attribute and draw.random.random() < 0.1:
             other = draw.random.choice(same)
             question = f"What are the {fact.attribute} and the {other.attribute} of {fact.subject}?"
-            first = _fill(_ANSWER, fact.subject, fact.attribute, fact.value)
+            first = _fill(templates.ANSWER, fact.subject, fact.attribute, fact.value)
             answer = f"{first[:-1]}, and the {other.attribute} is {other.value}."
             asked.append((question, answer))
         else:
             asked.append((fact.question, fact.answer))
-    system = draw.of(_SYSTEMS).replace("{company}", draw.company())
+    system = draw.of(templates.SYSTEMS).replace("{company}", draw.company())
     if draw.lifelike and draw.random.random() < 0.1:
         begins, ends, manner = _manner(draw)
         system = (system + manner).strip()
@@ -1214,7 +927,7 @@ def chat(draw: Draw, *, texts: int, facts: int, questions: int, absent: float = 
     first, answer = asked[0]
     settings = _SETTINGS.model_copy(update={"context_tokens": 1_000_000, "system": system})
     if draw.random.random() < 0.3:
-        settings = settings.model_copy(update={"with_context": draw.of(_OTHER_PROMPTS)})
+        settings = settings.model_copy(update={"with_context": draw.of(templates.OTHER_PROMPTS)})
     turns = build_messages(settings, [Message("user", first)], found, count_tokens=lambda _: 0)
     turns.append(Message("assistant", answer))
     for question, answer in asked[1:]:

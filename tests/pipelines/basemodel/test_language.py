@@ -4,10 +4,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from pipelines.basemodel import vocabulary
+from pipelines.basemodel import templates, vocabulary
 from pipelines.basemodel.language import (
-    _QUESTIONS,
-    _STATEMENTS,
     REFUSAL,
     Draw,
     _asked_anew,
@@ -71,7 +69,7 @@ def test_training_and_measuring_share_no_name_number_word_or_template() -> None:
     assert not asked[0] & asked[1]
 
 
-@pytest.mark.parametrize(("anew", "listed"), [(_stated_anew, _STATEMENTS), (_asked_anew, _QUESTIONS)])
+@pytest.mark.parametrize(("anew", "listed"), [(_stated_anew, templates.STATEMENTS), (_asked_anew, templates.QUESTIONS)])
 def test_templates_put_together_at_random_are_ever_new_and_none_of_those_kept_for_measuring(
     anew: Callable[[Draw], str], listed: Sequence[str]
 ) -> None:
