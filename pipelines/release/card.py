@@ -168,7 +168,7 @@ def _what_classifies(facts: Mapping[str, Any]) -> list[str]:
         f"Assigns {'any number' if facts['multi_label'] else 'one'} of {len(facts['categories'])} labels to a text of "
         f"up to {facts['maximum_tokens']} tokens; a longer text is cut.",
         "",
-        f"Labels: {', '.join(f'`{name}`' for name in facts['categories'])}",
+        f"Labels: {', '.join(map(_code, facts['categories']))}",
         "",
     ]
 
@@ -450,8 +450,11 @@ def _fenced(text: str, language: str = "text") -> list[str]:
 
 
 def _code(text: str) -> str:
+    """``text`` as code on one line; a space keeps backticks of its own from those around it."""
+    text = text.replace("\r", "\\r").replace("\n", "\\n")
     fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
-    return f"{fence}{text}{fence}"
+    room = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{room}{text}{room}{fence}"
 
 
 def _line(text: str) -> str:

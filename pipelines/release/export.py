@@ -261,7 +261,10 @@ def _adapter_alone(
         adapter_to_gguf(adapter.path, base, path, name=adapter.manifest["use_case"], metadata=metadata)
     except ExportError as error:
         progress(str(error))
-        return {"refused": str(error).replace(str(adapter.path), "the adapter")}
+        said = str(error)  # published: with no folder of this machine
+        for place, name in ((path, path.name), (adapter.path, "the adapter"), (base, "the base")):
+            said = said.replace(str(place), name)
+        return {"refused": said}
     return {"file": path.name, "size": path.stat().st_size}
 
 
