@@ -191,17 +191,21 @@ def test_a_system_text_inside_the_template_stands_where_a_chat_brings_none(
     assert '"""' not in found.text
 
 
-def test_what_a_template_writes_in_braces_and_quotes_is_text_in_go_too(tokenizer: Any) -> None:
-    odd = '{{ x }} """ {" \\ \t\u200b🦙{'
+@pytest.mark.parametrize(
+    "odd",
+    ["{{ x }}", "{{", "a {", '"""', 'a "', "\u200b", "\r\n", "\\ \t🦙", "{{/* x */}}", '{{ "\\" }} """ {"\u200b{'],
+)
+def test_what_a_template_writes_in_braces_and_quotes_is_text_in_go_too(tokenizer: Any, odd: str) -> None:
+    """And nothing that a Modelfile's triple quotes could not hold."""
     template = "{% for m in messages %}{{ m.role + ODD + m.content + ODD }}{% endfor %}{{ ODD }}"
-    tokenizer_render = rendering(tokenizer, template.replace("ODD", repr(odd)))
-    found = go_template(tokenizer_render, bos=None)
+    render = rendering(tokenizer, template.replace("ODD", repr(odd)))
+    found = go_template(render, bos=None)
     assert '"""' not in found.text
+    assert not found.text.endswith('"')
     assert all(character.isprintable() or character in "\n\t" for character in found.text)
     chat = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
-    assert evaluate(found.text, chat) == tokenizer_render(chat, True) == "".join(
-        f"{message.role}{odd}{message.content}{odd}" for message in chat
-    ) + odd  # fmt: skip
+    assert render(chat, True) == f"user{odd}a{odd}assistant{odd}b{odd}user{odd}c{odd}{odd}"
+    assert evaluate(found.text, chat) == render(chat, True)
 
 
 def test_a_go_string_is_ascii_and_escaped_as_go_reads_it() -> None:
