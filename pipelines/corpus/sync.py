@@ -223,8 +223,7 @@ def _sync(target: _Target, options: _Options, between_batches: Callable[[], None
             run.apply(options.batch_chunks, options.progress, between_batches)
             # A listing of changes says nothing of the documents that it does not name.
             there = len(listed) if listing.removed is None else max(len(listed), len(held) - len(plan.delete))
-            withheld, reason = run.delete(there, listing.partial, options.approve_deletions)
-            run.finish()
+            withheld, reason = run.end(there, listing.partial, options.approve_deletions)
     finally:
         source.close()
     report = run.report(len(listed) if listing.removed is None else len(held), withheld, reason)
@@ -291,6 +290,7 @@ class _Run:
         self._recent: Mapping[str, Vectors] = {}  # of the batch that is being written
         self._spare: dict[str, Vectors] = {}  # of texts that were taken out: a later batch may have them elsewhere
         self._writing: Future[None] | None = None
+        self._last: tuple[Sequence[_Wanted], Mapping[str, Vectors]] = ([], {})  # written with the deletions
         self._tidy = False
         self._kept_open = ExitStack()
         self._keep_open = False
@@ -357,10 +357,8 @@ class _Run:
                     between_batches()
             # Every opening of the embedded engine takes its time, which is most of what a small sync takes.
             self._keep_open = self._writing is None and size <= _SMALL_BATCH
-            vectors = self._embed(batch) if batch else {}
+            self._last = batch, self._embed(batch) if batch else {}
             self._wait()
-            if batch:
-                self._write(vectors, batch, last=not (touched or self._plan.delete))
             if touched:
                 self._refresh(touched)
         self._record_failures()
@@ -371,8 +369,8 @@ class _Run:
             self._writing.result()
             self._writing = None
 
-    def delete(self, there: int, partial_reason: str | None, approved: int) -> tuple[tuple[str, ...], str | None]:
-        """Take out what the source no longer has, or as much of it as may go unasked; what stays, and why."""
+    def end(self, there: int, partial_reason: str | None, approved: int) -> tuple[tuple[str, ...], str | None]:
+        """Write the last batch, take out what the source no longer has, or may go unasked; what stays, and why."""
         with_text = [each for each in self._plan.delete if self._is_whole(each)]
         moved = (
             renamed({each: self._held[each].content_hash for each in with_text}, self._new()) if with_text else set()
@@ -388,16 +386,17 @@ class _Run:
         )
         withheld = () if reason is None else tuple(each for each in with_text if each not in moved)
         going = sorted(set(self._plan.delete) - set(withheld))
-        if going:
-            with self._clock.phase("write"):
-                with self._target.catalog.begin() as connection:
-                    mark_rows(connection, self._target.collection, self._target.source, going)
-                self._take_out(going)
+        batch, vectors = self._last
+        if batch or going:
+            self._write(vectors, batch, going, last=True)
         self._deleted = len(going) - len(self._moved)
+        if self._tidy:  # the engine, after what was written
+            with self._clock.phase("write"), self._open() as points:
+                points.optimise()
         return withheld, reason
 
     def _new(self) -> dict[str, str]:
-        """Content hash by id of the documents indexed since the last completed sync: a crash may lie in between."""
+        """Content hash by id of the documents of this sync, and of one before it that was not completed."""
         if self._synced_at is None:
             return {}
         target, table = self._target, schema.documents.c
@@ -409,13 +408,8 @@ class _Run:
         )
         gone = set(self._plan.delete)
         with target.catalog.connect() as connection:
-            return {row[0]: row[1] for row in connection.execute(query) if row[0] not in gone}
-
-    def finish(self) -> None:
-        """Let the engine tidy up after what was written, unless that was done."""
-        if self._tidy:
-            with self._clock.phase("write"), self._open() as points:
-                points.optimise()
+            written = {row[0]: row[1] for row in connection.execute(query) if row[0] not in gone}
+        return written | {each.document.document_id: each.content_hash for each in self._last[0]}
 
     def report(self, documents: int, withheld: tuple[str, ...], reason: str | None) -> SyncReport:
         target = self._target
@@ -521,11 +515,18 @@ class _Run:
 
     # --- write: in the writer's thread, or when it has ended
 
-    def _write(self, vectors: Mapping[str, Vectors], batch: Sequence[_Wanted], *, last: bool = False) -> None:
-        """Mark, upsert, delete what is old, flush, commit: in this order."""
+    def _write(
+        self,
+        vectors: Mapping[str, Vectors],
+        batch: Sequence[_Wanted],
+        going: Sequence[str] = (),
+        *,
+        last: bool = False,
+    ) -> None:
+        """Mark, upsert, delete what is old or ``going``, flush, commit: in this order."""
         target = self._target
         with self._clock.phase("write"):
-            self._mark(batch)
+            self._mark(batch, going)
             indexed_at = schema.now()
             points = [
                 Point(
@@ -541,31 +542,34 @@ class _Run:
             old = chunk_texts(target.collection, target.source, rewritten, target.catalog)
             stale = {chunk_id: digest for chunk_id, digest in old.items() if chunk_id not in keep}
             with self._open() as collection:
-                collection.upsert(points)
+                if points:
+                    collection.upsert(points)
                 self._keep_vectors({stale[each]: vector for each, vector in collection.vectors(list(stale)).items()})
                 if rewritten:
                     self._counts["points_deleted"] += collection.delete(target.source, rewritten, keep=keep)
+                for page in pages(going):
+                    self._counts["points_deleted"] += collection.delete(target.source, page)
                 collection.flush()
                 self._tidy = not last
                 if last:
                     collection.optimise()
-            self._commit(batch, indexed_at)
+            self._commit(batch, indexed_at, going)
 
     def _keep_vectors(self, vectors: Mapping[str, Vectors]) -> None:
         self._spare |= vectors
         for digest in list(self._spare)[: max(0, len(self._spare) - _SPARE)]:
             del self._spare[digest]
 
-    def _mark(self, batch: Sequence[_Wanted]) -> None:
+    def _mark(self, batch: Sequence[_Wanted], going: Sequence[str]) -> None:
         unknown = [wanted for wanted in batch if wanted.document.document_id not in self._held]
         new = [self._row(wanted, "writing", None) | {"content_hash": ""} for wanted in unknown]
         known = [wanted.document.document_id for wanted in batch if wanted.document.document_id in self._held]
         with self._target.catalog.begin() as connection:
-            mark_rows(connection, self._target.collection, self._target.source, known)
+            mark_rows(connection, self._target.collection, self._target.source, [*known, *going])
             if new:
                 connection.execute(sa.insert(schema.documents), new)
 
-    def _commit(self, batch: Sequence[_Wanted], indexed_at: datetime) -> None:
+    def _commit(self, batch: Sequence[_Wanted], indexed_at: datetime, going: Sequence[str]) -> None:
         ids = [wanted.document.document_id for wanted in batch]
         rows = [
             {
@@ -579,8 +583,10 @@ class _Run:
             for chunk in wanted.chunks
         ]
         with self._target.catalog.begin() as connection:
-            forget_rows(connection, self._target.collection, self._target.source, ids)
-            connection.execute(sa.insert(schema.documents), [self._row(each, "indexed", indexed_at) for each in batch])
+            forget_rows(connection, self._target.collection, self._target.source, [*ids, *going])
+            if batch:
+                rows_of_documents = [self._row(each, "indexed", indexed_at) for each in batch]
+                connection.execute(sa.insert(schema.documents), rows_of_documents)
             if rows:
                 connection.execute(sa.insert(schema.chunks), rows)
             touch(connection, self._target.collection)

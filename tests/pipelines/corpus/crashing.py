@@ -127,12 +127,16 @@ def sync(home: Path, documents: Path, steps: Steps | None = None, *, batch_chunk
 
 
 def _die_on_request() -> None:
-    """For each line of JSON [home, documents, step] a process that kills itself there; prints how each one ended."""
+    """For each line of JSON [home, documents, step, batch_chunks] a process that kills itself at the step.
+
+    Prints how each one ended.
+    """
     for line in sys.stdin:
-        home, documents, step = json.loads(line)
+        home, documents, step, batch_chunks = json.loads(line)
         child = os.fork()  # nothing of the engines is loaded yet, and no thread runs: forking is safe
         if child == 0:
-            sync(Path(home), Path(documents), Steps(step, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+            steps = Steps(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            sync(Path(home), Path(documents), steps, batch_chunks=batch_chunks)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)

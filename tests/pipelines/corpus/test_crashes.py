@@ -23,6 +23,11 @@ from tests.pipelines.corpus.crashing import Crash, Steps, sync
 PARTS = 4
 """The kills are shared out among this many tests, which run side by side."""
 
+BATCH, ALL_AT_ONCE = 4, 512
+"""Chunks of a batch: several batches, or a small sync, which opens the index once."""
+
+Killer = Callable[..., int]
+
 
 def section(name: str, number: int) -> str:
     return f"## Step {number}\n\nThe {name} needs {number * 7} turns.\n\n"
@@ -98,24 +103,24 @@ def copied(root: Path) -> Iterator[Path]:
         shutil.rmtree(home)
 
 
-def names_of(started: Path) -> list[str]:
+def names_of(started: Path, batch_chunks: int = BATCH) -> list[str]:
     """Every step of the sync, by what was just done."""
     steps = Steps()
     with copied(started) as home:
-        sync(home, started / "documents", steps)
+        sync(home, started / "documents", steps, batch_chunks=batch_chunks)
     return steps.names
 
 
 @pytest.fixture(scope="module")
-def killer() -> Iterator[Callable[[Path, Path, int], int]]:
+def killer() -> Iterator[Killer]:
     """Starts a sync in a process of its own that is killed at a step; returns how it ended."""
     program = [sys.executable, "-m", "tests.pipelines.corpus.crashing"]
     with subprocess.Popen(program, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
 
-        def kill(home: Path, documents: Path, step: int) -> int:
-            print(json.dumps([str(home), str(documents), step]), file=process.stdin, flush=True)
+        def kill(home: Path, documents: Path, step: int, batch_chunks: int = BATCH) -> int:
+            print(json.dumps([str(home), str(documents), step, batch_chunks]), file=process.stdin, flush=True)
             return int(process.stdout.readline())
 
         yield kill
@@ -124,7 +129,7 @@ def killer() -> Iterator[Callable[[Path, Path, int], int]]:
 
 def test_the_steps_cover_every_kind_of_write(started: Path) -> None:
     names = names_of(started)
-    assert len(names) >= 50
+    assert len(names) + len(names_of(started, ALL_AT_ONCE)) >= 50
     # A file that was written just before it was listed is read again, and then only its payload is set.
     assert set(names) - {"after set_payload"} == {
         "before commit", "in upsert", "after upsert", "after delete", "after flush", "after optimise",
@@ -133,22 +138,34 @@ def test_the_steps_cover_every_kind_of_write(started: Path) -> None:
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_sync_that_is_killed_at_any_step_is_finished_by_the_next(
-    started: Path, expected: dict[str, Any], killer: Callable[[Path, Path, int], int], part: int
+    started: Path, expected: dict[str, Any], killer: Killer, part: int
 ) -> None:
     """I9: SIGKILL at every write boundary; no handler runs, nothing is closed."""
+    kill_and_finish(started, expected, killer, BATCH, part, PARTS)
+
+
+def test_a_small_sync_that_is_killed_at_any_step_is_finished_by_the_next(
+    started: Path, expected: dict[str, Any], killer: Killer
+) -> None:
+    """I9: what is written and what is gone are marked, flushed and committed together."""
+    assert names_of(started, ALL_AT_ONCE).count("after flush") <= 2  # one sets payloads, if a time had not settled
+    kill_and_finish(started, expected, killer, ALL_AT_ONCE)
+
+
+def kill_and_finish(
+    started: Path, expected: dict[str, Any], killer: Killer, batch: int, part: int = 0, parts: int = 1
+) -> None:
     assert expected["audit"].endswith("clean")
-    names = names_of(started)
-    for step in range(part, len(names), PARTS):
+    names = names_of(started, batch)
+    for step in range(part, len(names), parts):
         with copied(started) as home:
-            assert killer(home, started / "documents", step) == -signal.SIGKILL
+            assert killer(home, started / "documents", step, batch) == -signal.SIGKILL
             report = sync(home, started / "documents")
             assert state(home) == expected, f"killed {names[step]!r}, step {step}"
             assert report.embedded <= 10, "what was new, at most"
 
 
-def test_a_first_sync_that_is_killed_is_finished_by_the_next(
-    started: Path, tmp_path: Path, killer: Callable[[Path, Path, int], int]
-) -> None:
+def test_a_first_sync_that_is_killed_is_finished_by_the_next(started: Path, tmp_path: Path, killer: Killer) -> None:
     """I9"""
     sync(tmp_path / "undisturbed", started / "documents")
     for step in (0, 1, 3, 5, 8, 21):

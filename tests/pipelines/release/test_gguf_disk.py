@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from pipelines.errors import ExportError
-from pipelines.release.gguf import convert, disk_needed, quantise
+from pipelines.release.gguf import BITS, convert, disk_needed, quantise
 from pipelines.release.settings import Quantisation
 from tests.pipelines.chat_base import make_chat_base, make_tokenizer
 
@@ -59,6 +59,22 @@ def test_each_file_more_asks_for_room_of_its_own(base: Path, files: dict[str, Pa
         assert needed - before >= size(path), name
         assert needed >= size(*(files[each] for each in asked))
         before = needed
+
+
+@pytest.mark.parametrize("quantisation", QUANTISED)
+def test_a_weight_takes_no_more_bits_than_are_reckoned_with(files: dict[str, Path], quantisation: Quantisation) -> None:
+    """G13: embeddings aside, which are reckoned with apart."""
+    from gguf import GGUFReader
+
+    tensors = [
+        tensor
+        for tensor in GGUFReader(files[quantisation]).tensors
+        if len(tensor.shape) > 1 and tensor.name not in {"token_embd.weight", "output.weight"}
+    ]
+    assert len(tensors) == 14 * 7
+    assert sum(int(tensor.n_bytes) for tensor in tensors) * 8 <= BITS[quantisation] * sum(
+        int(tensor.n_elements) for tensor in tensors
+    )
 
 
 def test_sixteen_bits_are_counted_once_for_each_file_that_is_written(base: Path) -> None:
