@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 
 from pipelines.artifacts import Artifact
 from pipelines.errors import ArtifactError, ExportError
-from pipelines.prompt import Message, template_hash
+from pipelines.fingerprint import text_hash
+from pipelines.prompt import Message
 from pipelines.release.gguf import Header
 from pipelines.release.gotemplate import evaluate
 from pipelines.release.modelfile import adapter_modelfile, modelfile, parsed
@@ -24,8 +26,13 @@ SYSTEM = "You are kind."
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter's tokenizer."""
     folder = tmp_path_factory.mktemp("adapter")
-    make_tokenizer(special=("<s>", "</s>", "<unk>"), bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
     return folder
+
+
+@cache
+def tokenizer() -> Any:
+    return make_tokenizer(special=("<s>", "</s>", "<unk>"), bos_token="<s>", eos_token="</s>")
 
 
 def facts(
@@ -37,11 +44,8 @@ def facts(
     base: str = "owner/chat-base",
 ) -> tuple[Artifact, Artifact, Header]:
     """An export of an adapter with this chat template, as far as Modelfiles are made from it."""
-    from transformers import AutoTokenizer
-
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    digest = template_hash(tokenizer)
+    digest = text_hash(template)
     gguf: dict[str, Any] = {
         "quantisations": {"Q8_0": {"file": "shop-Q8_0.gguf"}, "F16": {"file": "shop-F16.gguf"}},
         "settings": {"serve": "Q8_0"},
@@ -53,21 +57,17 @@ def facts(
         "adapter_gguf": {"file": "shop-adapter-F16.gguf", "size": 1},
     }
     header = Header(
-        "Q8_0", {}, (), "llama", (), "NONE", {}, "smollm", {"bos": tokenizer.bos_token_id, "eos": 1},
-        "bos_token" in template, False, tokenizer.chat_template, 2048,
+        "Q8_0", {}, (), "llama", (), "NONE", {}, "smollm", {"bos": tokenizer().bos_token_id, "eos": 1},
+        "bos_token" in template, False, template, 2048,
     )  # fmt: skip
     adapter = {"base_model": base, "base_revision": "abc123", "template_hash": digest}
     return Artifact(Path("gguf"), gguf), Artifact(folder, adapter), header
 
 
-def rendered(folder: Path, template: str, chat: list[Message]) -> str:
-    from transformers import AutoTokenizer
-
+def rendered(template: str, chat: list[Message]) -> str:
     turns = [{"role": message.role, "content": message.content} for message in chat]
     return str(
-        AutoTokenizer.from_pretrained(folder, local_files_only=True).apply_chat_template(
-            turns, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
+        tokenizer().apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
     )
 
 
@@ -95,9 +95,7 @@ def test_the_template_read_back_makes_the_prompts_of_the_family(folder: Path, fa
     bos = "<s>" if "bos_token" in template else ""
     asked = [Message("user", "Is it 10?"), Message("assistant", "No."), Message("user", "{{ .System }}\n<|user|>")]
     with_system = [Message("system", said["system"]), *asked]
-    assert bos + evaluate(said["template"], with_system) == rendered(
-        folder, template, [Message("system", SYSTEM), *asked]
-    )
+    assert bos + evaluate(said["template"], with_system) == rendered(template, [Message("system", SYSTEM), *asked])
 
 
 def test_a_model_without_a_system_text_has_no_system_line(folder: Path) -> None:
@@ -131,7 +129,7 @@ def test_no_system_text_leaves_its_place_in_the_modelfile(folder: Path, family: 
     asked = Message("user", "Is it 10?")
     chat = [Message("system", said["system"]), asked] if "system" in said else [asked]
     bos = "<s>" if "bos_token" in template else ""
-    assert bos + evaluate(said["template"], chat) == rendered(folder, template, [Message("system", system), asked])
+    assert bos + evaluate(said["template"], chat) == rendered(template, [Message("system", system), asked])
 
 
 @pytest.mark.parametrize("stop", ["<|im_end|>", '"', '"""', "\n", "\n\n", "### User: ", ' "', 'a"\n', "é🦙", "#", ""])
