@@ -631,6 +631,8 @@ class _Run:
 
     def _record_failures(self) -> None:
         """What cannot be read keeps its text, unless a crash left half of it."""
+        if not self._failures:
+            return
         target, table = self._target, schema.documents
         halves = [each.document_id for each, _ in self._failures if self._is_half(each.document_id)]
         with self._clock.phase("write"):
