@@ -64,6 +64,12 @@ class TokenCounter:
         word, one, two = self.counts(["a", "a\na", "a\n\na"], special=False)
         return max(0, one - 2 * word), max(0, two - 2 * word)
 
+    @cached_property
+    def adds_up(self) -> bool:
+        """Whether texts joined by white space have as many tokens as they have alone: BERT's never reach across it."""
+        parts = (self._tokenizer.normalizer, self._tokenizer.pre_tokenizer, self._tokenizer.model)
+        return [type(each).__name__ for each in parts] == ["BertNormalizer", "BertPreTokenizer", "WordPiece"]
+
     def cuts(self, text: str, every: int) -> list[str]:
         """``text`` in pieces of about ``every`` tokens, cut between tokens."""
         offsets = [start for start, _ in self._tokenizer.encode(text, add_special_tokens=False).offsets]
@@ -107,7 +113,7 @@ def _chunk_section(section: Section, counter: TokenCounter, chunk_tokens: int) -
     limit = chunk_tokens - path_tokens - counter.separators[1]
     pieces = _pieces(blocks, counter, limit)
     groups = [pieces[start:end] for start, end in _boundaries(pieces, limit)]
-    return _exact(prefix, groups, counter, chunk_tokens)
+    return _exact(prefix, groups, counter, chunk_tokens, path_tokens)
 
 
 def _heading_path(headings: tuple[str, ...], counter: TokenCounter, most: int) -> tuple[str, int, bool]:
@@ -201,12 +207,24 @@ def _anchor(piece: _Piece) -> bytes:
     return hashlib.blake2b(piece.text[:_ANCHOR].encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
-def _exact(prefix: str, groups: Sequence[Sequence[_Piece]], counter: TokenCounter, chunk_tokens: int) -> list[str]:
-    """The groups' texts, checked as a whole: where joining made more tokens than the pieces have, a group is halved."""
+def _exact(
+    prefix: str,
+    groups: Sequence[Sequence[_Piece]],
+    counter: TokenCounter,
+    chunk_tokens: int,
+    path_tokens: int | None = None,
+) -> list[str]:
+    """The groups' texts, checked as a whole: where joining made more tokens than the pieces have, a group is halved.
+
+    Nothing is counted again where ``path_tokens`` and the pieces' own add up.
+    """
     texts = [prefix + group[0].text + "".join(piece.separator + piece.text for piece in group[1:]) for group in groups]
+    sizes = [_sum(group, text, path_tokens, counter) for group, text in zip(groups, texts, strict=True)]
+    unsure = [number for number, size in enumerate(sizes) if size is None or size > chunk_tokens]
+    exact = dict(zip(unsure, _sizes([texts[each] for each in unsure], counter, special=True), strict=True))
     found: list[str] = []
-    for group, whole, size in zip(groups, texts, _sizes(texts, counter, special=True), strict=True):
-        if size <= chunk_tokens or (len(group) == 1 and len(group[0].text) == 1):
+    for number, (group, whole) in enumerate(zip(groups, texts, strict=True)):
+        if exact.get(number, 0) <= chunk_tokens or (len(group) == 1 and len(group[0].text) == 1):
             found.append(whole)
         elif len(group) > 1:
             half = len(group) // 2
@@ -216,3 +234,10 @@ def _exact(prefix: str, groups: Sequence[Sequence[_Piece]], counter: TokenCounte
             halves = [[_Piece(each, "", 0, starts_block=False)] for each in (text[:half], text[half:])]
             found += _exact(prefix, halves, counter, chunk_tokens)
     return found
+
+
+def _sum(group: Sequence[_Piece], text: str, path_tokens: int | None, counter: TokenCounter) -> int | None:
+    """At least the size of a group's text, or None where that cannot be told from the pieces."""
+    if path_tokens is None or not counter.adds_up or any(not piece.separator for piece in group[1:]):
+        return None
+    return max(path_tokens + sum(piece.tokens for piece in group), len(text) // _CHARACTERS)

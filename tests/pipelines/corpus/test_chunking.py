@@ -70,6 +70,21 @@ def test_no_chunk_is_too_long_and_no_text_is_lost(counter: TokenCounter, section
             position += len(word)
 
 
+class Recounter(TokenCounter):
+    adds_up = False
+
+
+RECOUNTER = Recounter.of_model(model_folder(BUNDLED, None))
+
+
+@settings(max_examples=100, deadline=None)
+@given(sections=sections, tokens=st.sampled_from([32, 48, 100]))
+def test_tokens_that_add_up_cut_as_tokens_that_are_counted_again(sections: list[Section], tokens: int) -> None:
+    found, again = (chunk_document(document(*sections), each, chunk_tokens=tokens) for each in (COUNTER, RECOUNTER))
+    assert found == again
+    assert [counter.adds_up for counter in COUNTERS.values()] == [True, False]
+
+
 def bodies_of(chunks: list[Chunk]) -> list[str]:
     """What stands below the heading path; all of it where there is none, or nothing below."""
     return [
