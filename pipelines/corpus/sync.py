@@ -4,7 +4,8 @@ Applying is safe to interrupt anywhere. A batch of documents is marked ``writing
 upserted, its old points deleted, the index flushed, and only then the catalog says ``indexed``. What a crash leaves in
 ``writing`` is written again by the next sync, or removed when its source no longer has it.
 
-Three things overlap: one thread reads and cuts documents, this one embeds, and a third writes the batch before.
+Three things overlap: one thread reads and cuts documents, this one embeds, and a third writes the batch before,
+or opens the engine for the only one.
 """
 
 from __future__ import annotations
@@ -310,9 +311,12 @@ class _Run:
             with self._target.index.open(self._target.collection) as points:
                 yield points
             return
+        yield self._opened()
+
+    def _opened(self) -> IndexCollection:
         if self._points is None:
             self._points = self._kept_open.enter_context(self._target.index.open(self._target.collection))
-        yield self._points
+        return self._points
 
     def apply(self, batch_chunks: int, progress: Callable[[str], None], between_batches: Callable[[], None]) -> None:
         """Read, embed and write what changed; unreadable documents hold nothing up."""
@@ -480,15 +484,35 @@ class _Run:
     def _embed(self, batch: Sequence[_Wanted]) -> dict[str, Vectors]:
         """The vector of every text in the batch, by its hash."""
         texts = {chunk.text_hash: chunk.text for wanted in batch for chunk in wanted.chunks}
-        vectors = self._known_vectors(batch, texts.keys())
-        unknown = [digest for digest in texts if digest not in vectors]
-        with self._clock.phase("embed"):
-            fresh = self._target.pipeline.embedder.encode([texts[digest] for digest in unknown])
-        vectors |= dict(zip(unknown, fresh, strict=True))
+        new: dict[str, Vectors] = {}
+        if self._keep_open:
+            with ThreadPoolExecutor(1, "open") as opener:  # which takes a while too, and is needed in any case
+                opening = opener.submit(self._opened)
+                new = self._encode({digest: texts[digest] for digest in self._nowhere(batch, texts)})
+                opening.result()
+        vectors = new | self._known_vectors(batch, texts.keys() - new.keys())
+        vectors |= self._encode({digest: text for digest, text in texts.items() if digest not in vectors})
         self._recent = vectors
-        self._counts["embedded"] += len(unknown)
         self._counts["written"] += sum(len(wanted.chunks) for wanted in batch)
         return vectors
+
+    def _encode(self, texts: Mapping[str, str]) -> dict[str, Vectors]:
+        if not texts:
+            return {}
+        with self._clock.phase("embed"):
+            vectors = self._target.pipeline.embedder.encode(list(texts.values()))
+        self._counts["embedded"] += len(texts)
+        return dict(zip(texts, vectors, strict=True))
+
+    def _nowhere(self, batch: Sequence[_Wanted], hashes: Collection[str]) -> list[str]:
+        """Texts that no collection can have: the catalog knows none, nor did a crash leave half of their document."""
+        known: set[str] = set()
+        for collection in self._reusable:
+            known.update(chunks_by_text(collection, sorted(hashes), self._target.catalog).values())
+        for wanted in batch:
+            if self._is_half(wanted.document.document_id):
+                known.update(chunk.text_hash for chunk in wanted.chunks)
+        return [digest for digest in hashes if digest not in known]
 
     def _known_vectors(self, batch: Sequence[_Wanted], hashes: Collection[str]) -> dict[str, Vectors]:
         """Of the same text in this collection, in another one of the same embedder, or just taken out or embedded."""
