@@ -62,8 +62,8 @@ MAXIMUM_TOKENS = 128
 
 FINE_TUNE: dict[str, Any] = {
     "lora": LoraSettings(rank=16, alpha=32, dropout=0.0),
-    "epochs": 4,
-    "learning_rate": 2e-3,
+    "epochs": 8,
+    "learning_rate": 1e-3,
     "batch_size": 8,
 }
 

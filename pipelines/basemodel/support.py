@@ -126,16 +126,23 @@ def support_desk(
 ) -> Desk:
     """A desk with so many documents and questions of each kind; ``held_out``: it shares no name, value or template.
 
+    Documents are laid out, and questions asked, in the lifelike way: where every question of those that are taught
+    begins alike, whatever begins otherwise would pass for what goes to a person.
+
     Raises:
         ValueError: there is not so much to ask about so few documents.
     """
-    draw = Draw(seed, held_out=held_out)
+    draw = Draw(seed, held_out=held_out, lifelike=True)
     texts: dict[str, str] = {}
     told: list[Fact] = []
     absent: list[Fact] = []
     subjects: set[str] = set()
     while len(texts) < documents:
         [text], said, untold = texts_and_facts(draw, texts=1, facts=4)
+        said = [each for each in said if each.attribute]  # a sentence that is answered whole has no form of its own
+        untold = [each for each in untold if each.attribute]
+        if not said:
+            continue
         subject = said[0].subject
         if subject in subjects or not _is_sold(subject):
             continue
