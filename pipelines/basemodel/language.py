@@ -88,6 +88,22 @@ class Draw:
             return self.nonsense()
         return self.of(options)
 
+    def babble(self) -> str:
+        """What somebody says beside: some words in a row, known ones and many never heard."""
+        if self.random.random() < 0.4:
+            return self.phrase()
+        chance = self.random.random() * 0.6  # share of known words
+        return " ".join(
+            self.random.choice(words.SMALL_WORDS) if self.random.random() < chance else self._letters()
+            for _ in range(self.random.randint(1, 7))
+        )
+
+    def _letters(self) -> str:
+        """A word, or letters in a row."""
+        if self.random.random() < 0.3:
+            return self.word().lower()
+        return "".join(self.random.choice("eeetaaoinnsshrrdlucmfwypvbgk") for _ in range(self.random.randint(2, 8)))
+
     def nonsense(self) -> str:
         """A word or some that mean nothing where they stand."""
         return self.word().lower() if self.random.random() < 0.4 else self.phrase(longest=2)
@@ -699,9 +715,9 @@ def _stated_anew(draw: Draw) -> str:
             core = f"{{s}}{between} {pick.choice(templates.HOLDS)} {{v}} as {what}"
         before = after = ""
         if pick.random() < 0.35:
-            before = draw.phrase().capitalize() + pick.choice((",", ":", ".", " -")) + " "
+            before = draw.babble().capitalize() + pick.choice((",", ":", ".", " -")) + " "
         if pick.random() < 0.3:
-            after = pick.choice((f". {draw.phrase().capitalize()}", f" - {draw.phrase()}", f" ... {draw.phrase()}"))
+            after = pick.choice((f". {draw.babble().capitalize()}", f" - {draw.babble()}", f" ... {draw.babble()}"))
         made = before + (core if before else _begun(core)) + after + pick.choice((".", ".", ".", "", ";"))
         if made not in templates.STATEMENTS:  # a fifth of them is kept for measuring
             return made
@@ -727,7 +743,7 @@ def _worded_anew(draw: Draw, question: str, subject: str, attribute: str) -> str
     pick = draw.random
     if pick.random() < 0.4:
         question = _fill(_asked_anew(draw), subject, attribute, "x")
-    before, after = (draw.phrase() if pick.random() < 0.6 else "" for _ in range(2))
+    before, after = (draw.babble() if pick.random() < 0.6 else "" for _ in range(2))
     if pick.random() < 0.5:
         opening = f"{before.capitalize()}{pick.choice(('.', ',', ':', '!', ' -'))} " if before else ""
         return f"{opening}{question}" + (f" {after.capitalize()}." if after else "")
@@ -871,7 +887,7 @@ def _remark(draw: Draw, subject: str) -> str:
     template = draw.of(templates.REMARKS)
     while "{did}" in template or "{do}" in template or "{n}" in template:
         template = template.replace("{did}", draw.of(templates.DID), 1).replace("{do}", draw.of(templates.DO), 1)
-        template = template.replace("{n}", draw.phrase(), 1)
+        template = template.replace("{n}", draw.babble(), 1)
     return _fill(template, subject, "data", "x")
 
 

@@ -33,7 +33,7 @@ class Recipe:
     heads: int = 4
     feed_forward: int = 768
     context: int = 2048
-    tokens: int = 96_000_000
+    tokens: int = 100_000_000
     batch_tokens: int = 8192
     learning_rate: float = 3e-3
     warmup_steps: int = 100

@@ -175,3 +175,17 @@ WORDS = (
     "wide", "wind", "window", "winter", "wire", "with care", "with notice", "with screws", "without fog", "wood",
     "worker", "yard", "yellow", "yes", "zone",
 )  # fmt: skip
+SMALL_WORDS = (
+    "a", "about", "again", "always", "am", "an", "and", "any", "are", "as", "asked", "away", "back", "be", "because",
+    "been", "best", "better", "between", "both", "bring", "but", "by", "call", "came", "can", "come", "could", "day",
+    "dear", "did", "do", "done", "down", "each", "even", "ever", "every", "far", "few", "find", "for", "friend", "from",
+    "get", "give", "go", "good", "had", "has", "have", "he", "her", "here", "him", "his", "how", "if", "in", "into",
+    "is", "it", "just", "kind", "know", "last", "less", "let", "like", "little", "look", "made", "make", "many", "me",
+    "more", "most", "much", "must", "my", "never", "next", "no", "not", "nothing", "now", "of", "off", "on", "once",
+    "one", "only", "or", "other", "our", "out", "over", "people", "perhaps", "please", "quite", "rather", "read",
+    "really", "said", "same", "say", "see", "she", "should", "since", "so", "some", "soon", "still", "such", "take",
+    "than", "that", "the", "their", "them", "then", "there", "these", "they", "thing", "think", "this", "those",
+    "though", "time", "to", "today", "together", "too", "true", "two", "under", "until", "up", "us", "use", "very",
+    "wait", "want", "was", "way", "we", "were", "while", "why", "will", "with", "without", "word", "work", "would",
+    "write", "year", "yes", "yet", "you", "your",
+)  # fmt: skip
