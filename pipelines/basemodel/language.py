@@ -3,7 +3,7 @@
 Every name, number, date and phrasing is drawn anew, so that a model can only answer by copying from the text before
 it. What is drawn for measuring shares no name, value or template with what is drawn for training: names and values are
 told apart by a hash, templates and words by their place in their list. Only the words for an attribute are shared (that
-what weighs has a weight): a language has to be known to be read.
+what weighs has a weight), and the commonest of English: a language has to be known to be read.
 """
 
 from __future__ import annotations
