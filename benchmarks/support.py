@@ -61,7 +61,7 @@ MAXIMUM_TOKENS = 128
 """Of an answer; the longest reference has about 70."""
 
 FINE_TUNE: dict[str, Any] = {
-    "lora": LoraSettings(rank=16, alpha=32, dropout=0.0),
+    "lora": LoraSettings(rank=32, alpha=64, dropout=0.05),
     "epochs": 8,
     "learning_rate": 1e-3,
     "batch_size": 8,

@@ -96,7 +96,8 @@ class Process:
         """It ends by the signal, once it has put everything away."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(60) == -signal.SIGTERM, self.log.read_text()
+        # It ends by itself: by the signal, which uvicorn raises again, or (once seen, on a busy machine) with 0.
+        assert self.process.wait(60) in (0, -signal.SIGTERM), self.log.read_text()
         assert "Application shutdown complete" in self.log.read_text()
 
 
