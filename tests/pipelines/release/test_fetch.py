@@ -31,36 +31,6 @@ SIZES = {
 }
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    moto = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    yield "http://{}:{}".format(*moto.get_host_and_port())
-    moto.stop()
-
-
-@pytest.fixture
-def s3(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """A client of an empty store; processes find it through the environment."""
-    import boto3
-    import requests
-    import s3fs
-
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-a-test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-a-test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("FRESHET_CACHE", str(tmp_path / "cache"))
-    requests.post(f"{server}/moto-api/reset", timeout=10)
-    s3fs.S3FileSystem.clear_instance_cache()
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="models")
-    yield client
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
 @pytest.fixture
 def version(s3: Any) -> PublishedVersion:
     """A version with files of the sizes above."""
