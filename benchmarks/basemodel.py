@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import report
-from pipelines.basemodel.language import Draw, case
-from pipelines.basemodel.pretrain import answers_of
+from pipelines.basemodel.language import Draw
+from pipelines.basemodel.pretrain import measure
 from pipelines.models import BUNDLED_CHAT, model_folder
 
 SEED = 4242
@@ -22,14 +22,11 @@ SEED = 4242
 
 def measured(model: Any, tokenizer: Any, draw: Draw, questions: int) -> dict[str, float]:
     """Shares of the questions that each is about."""
-    there = [case(draw) for _ in range(questions)]
-    absent = [case(draw, absent=True) for _ in range(questions)]
-    said = answers_of(model, tokenizer, [*there, *absent])
-    refused = ["do not know" in answer for answer in said]
+    found = measure(model, tokenizer, [draw], questions)
     return {
-        "right": sum(str(asked.value) in answer for asked, answer in zip(there, said, strict=False)) / questions,
-        "refused_wrongly": sum(refused[:questions]) / questions,
-        "invented": 1 - sum(refused[questions:]) / questions,
+        "right": found["right"],
+        "refused_wrongly": found["refused_present"],
+        "invented": 1 - found["refused_absent"],
     }
 
 

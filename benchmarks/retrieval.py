@@ -54,7 +54,7 @@ from pipelines.corpus.embedding import Embedder
 from pipelines.corpus.filters import conditions_of
 from pipelines.corpus.index import Collection
 from pipelines.corpus.pipeline import wanted_pipeline
-from pipelines.corpus.search import relevant, search_collection
+from pipelines.corpus.search import Found, relevant, search_collection
 from pipelines.corpus.settings import FieldType, FolderSource, RetrievalSettings, Source, TableSource
 from pipelines.corpus.sync import sync_source
 from pipelines.environment import REPOSITORY
@@ -159,15 +159,7 @@ def measure(dataset: Dataset, scratch: Path, strangers: Mapping[str, Sequence[st
             def answers(settings: RetrievalSettings = settings) -> list[list[str]]:
                 ranked = []
                 for question in dataset.questions:
-                    conditions = conditions_of(question.filters, dataset.metadata)
-                    [found] = search_collection(
-                        points,
-                        pipeline.embedder,
-                        [question.text],
-                        retrieval=settings,
-                        top_k=DEPTH,
-                        conditions=conditions,
-                    )
+                    found = chunks_for(question, points, pipeline.embedder, settings, DEPTH)
                     ranked.append(list(dict.fromkeys(each.payload["document_id"] for each in found)))
                 return ranked
 
@@ -196,14 +188,19 @@ def measure(dataset: Dataset, scratch: Path, strangers: Mapping[str, Sequence[st
 
 def told(points: Collection, embedder: Embedder, questions: Sequence[Question], retrieval: RetrievalSettings) -> float:
     """Share of questions for which something counts as relevant."""
-    count = 0
-    for question in questions:
-        conditions = conditions_of(question.filters, retrieval.metadata)
-        [found] = search_collection(
-            points, embedder, [question.text], retrieval=retrieval, top_k=retrieval.top_k, conditions=conditions
-        )
-        count += bool(relevant(question.text, found, retrieval))
-    return count / len(questions)
+    found = (chunks_for(question, points, embedder, retrieval, retrieval.top_k) for question in questions)
+    pairs = zip(questions, found, strict=True)
+    return statistics.fmean(bool(relevant(question.text, chunks, retrieval)) for question, chunks in pairs)
+
+
+def chunks_for(
+    question: Question, points: Collection, embedder: Embedder, retrieval: RetrievalSettings, top_k: int
+) -> list[Found]:
+    conditions = conditions_of(question.filters, retrieval.metadata)
+    [found] = search_collection(
+        points, embedder, [question.text], retrieval=retrieval, top_k=top_k, conditions=conditions
+    )
+    return found
 
 
 def timed(answers: Callable[[], list[list[str]]]) -> tuple[list[list[str]], float]:

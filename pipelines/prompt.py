@@ -192,6 +192,16 @@ def kept_context(
     return tuple(kept)
 
 
+def fullest_prompt(
+    settings: PromptSettings, prompt: str, context: Sequence[str] | None, *, count_tokens: Callable[[str], int]
+) -> int:
+    """Tokens of a rendered ``prompt``, were as much retrieved for it as ever is: ``context`` may leave some room."""
+    if context is None:
+        return count_tokens(prompt)
+    shown = sum(map(count_tokens, kept_context(settings, context, count_tokens=count_tokens)))
+    return count_tokens(prompt) + max(0, settings.context_tokens - shown)
+
+
 def render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = False) -> str:
     """``messages`` through the tokenizer's own chat template; without ``answer``, ready for the model to go on.
 

@@ -82,9 +82,14 @@ class Draw:
         cut = len(options) - max(1, len(options) // 5)
         return self.random.choice(options[cut:] if self.held_out else options[:cut])
 
+    @property
+    def anew(self) -> bool:
+        """Whether words and templates that no list has are drawn too: in lifelike training."""
+        return self.lifelike and not self.held_out
+
     def named(self, options: Sequence[str]) -> str:
-        """One of a list of words; lifelike training has others too, so that a word never heard is read like any."""
-        if self.lifelike and not self.held_out and self.random.random() < 0.3:
+        """One of a list of words, or another one where they are drawn, so that a word never heard is read like any."""
+        if self.anew and self.random.random() < 0.3:
             return self.nonsense()
         return self.of(options)
 
@@ -603,7 +608,7 @@ def _open(draw: Draw, number: int) -> list[_Attribute]:
 
     def make() -> str:
         noun = draw.random.choice(words.ATTRIBUTE_NOUNS)
-        if draw.lifelike and not draw.held_out and draw.random.random() < 0.25:
+        if draw.anew and draw.random.random() < 0.25:
             noun = draw.nonsense()
         before = draw.random.choice(("", *[draw.random.choice(words.ATTRIBUTE_WORDS)] * 2))
         return f"{before} {noun}".strip()
@@ -679,14 +684,13 @@ def _fact(draw: Draw, kind: _Kind, subject: str, attribute: _Attribute, *, liste
     statement = draw.random.choice(attribute.statements) if own_words else draw.of(templates.STATEMENTS)
     own_question = bool(attribute.questions) and draw.random.random() < 0.4
     question = draw.random.choice(attribute.questions) if own_question else draw.of(templates.QUESTIONS)
-    anew = draw.lifelike and not draw.held_out
-    if listed is None and anew and draw.random.random() < 0.4:
+    if listed is None and draw.anew and draw.random.random() < 0.4:
         statement = _stated_anew(draw)
     said = _fill(listed or statement, subject, name, value)
     if listed is None and said.endswith("."):
         said = draw.of(templates.STATEMENT_FRAMES).replace("{x}", said)
     called, answered = _called(draw, subject)
-    if anew and draw.random.random() < 0.6:
+    if draw.anew and draw.random.random() < 0.6:
         asked = _worded_anew(draw, _fill(question, called, name, value), called, name)
     else:
         asked = draw.of(templates.QUESTION_FRAMES).replace("{q}", _fill(question, called, name, value))

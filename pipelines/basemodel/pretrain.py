@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Empty, Full
@@ -259,7 +259,8 @@ def pretrain(
             total, count = 0.0, 0
         if (step + 1) % every == 0 or step + 1 == recipe.steps:
             _save_state(state, model, optimisers, step + 1, curve)
-            tell(f"  held out: {measure(model, tokenizer, questions=questions)}")
+            held_out = [Draw(1, held_out=True, lifelike=lifelike) for lifelike in (False, True)]
+            tell(f"  held out: {measure(model, tokenizer, held_out, questions)}")
     model.eval()
     final = folder / "model"
     model.to("cpu", torch.float16).save_pretrained(final)
@@ -293,11 +294,13 @@ def _save_state(path: Path, model: Any, optimisers: list[Any], step: int, curve:
     scratch.replace(path)
 
 
-def measure(model: Any, tokenizer: Any, *, questions: int, seed: int = 1) -> dict[str, float]:
-    """Shares of held-out questions on three texts that are answered rightly, and refused where they do not tell."""
-    draws = [Draw(seed, held_out=True, lifelike=lifelike) for lifelike in (False, True)]
-    there = [case(draws[number % 2]) for number in range(questions)]
-    absent = [case(draws[number % 2], absent=True) for number in range(questions)]
+def measure(model: Any, tokenizer: Any, draws: Sequence[Draw], questions: int) -> dict[str, float]:
+    """Shares of questions on three texts, drawn by ``draws`` in turn, that are answered rightly, and refused.
+
+    So many ``questions`` whose answer the texts tell, and as many whose answer they do not.
+    """
+    there = [case(draws[number % len(draws)]) for number in range(questions)]
+    absent = [case(draws[number % len(draws)], absent=True) for number in range(questions)]
     answers = answers_of(model, tokenizer, [*there, *absent])
     right = sum(each.value is not None and each.value in said for each, said in zip(there, answers, strict=False))
     refused = sum("do not know" in said for said in answers[questions:])

@@ -59,6 +59,11 @@ class Found:
     places: Mapping[str, Place]
     """In each ranking that has it: dense, words, fused where there is a reranker."""
 
+    @property
+    def text(self) -> str:
+        """The chunk under its heading path."""
+        return str(self.payload["text"])
+
 
 @dataclass(frozen=True, slots=True)
 class Hit:
@@ -185,7 +190,7 @@ def retrieved_texts(
     with index.open(served.collection) as points:
         found = search_collection(points, embedder, questions, retrieval=retrieval, top_k=retrieval.top_k)
     return [
-        tuple(str(each.payload["text"]) for each in relevant(question, some, retrieval))
+        tuple(each.text for each in relevant(question, some, retrieval))
         for question, some in zip(questions, found, strict=True)
     ]
 
@@ -205,8 +210,7 @@ def relevant(question: str, found: Sequence[_Chunk], retrieval: RetrievalSetting
     if any("dense" in each.places and each.places["dense"].score >= least for each in found):
         return found
     exact = {word.lower() for word in _EXACT.findall(question)}
-    texts = [str(each.payload["text"]) if isinstance(each, Found) else each.text for each in found]
-    said = {word.lower() for text in texts for word in _EXACT.findall(text)} if exact else set()
+    said = {word.lower() for each in found for word in _EXACT.findall(each.text)} if exact else set()
     return found if exact & said else ()
 
 

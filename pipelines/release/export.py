@@ -18,7 +18,7 @@ from pipelines.evaluation.generation import ChatModel
 from pipelines.evaluation.settings import EvaluationSettings
 from pipelines.fingerprint import fingerprint
 from pipelines.labels.examples import Example, read_split
-from pipelines.prompt import Message, render
+from pipelines.prompt import Message, fullest_prompt, render
 from pipelines.release.adapter_gguf import adapter_to_gguf
 from pipelines.release.bundle import base_name
 from pipelines.release.gguf import Header, convert, disk_needed, quantise
@@ -290,14 +290,11 @@ def prompt_budget(
     evaluation: EvaluationSettings,
 ) -> PromptBudget:
     """The longest held-out prompt, with as much retrieved as ever is, and the longest answer, within ``window``."""
-    lengths = [0]
-    for row, prompt in zip(rows, prompts, strict=True):
-        left = 0
-        if row.context is not None:  # another question's chunks may fill what this one's leave free
-            shown = sum(model.count_tokens(text) for text in model.context(row))
-            left = max(0, model.prompt.context_tokens - shown)
-        lengths.append(model.count_tokens(prompt) + left)
-    longest, answer = max(lengths), evaluation.maximum_answer_tokens
+    lengths = (
+        fullest_prompt(model.prompt, prompt, row.context, count_tokens=model.count_tokens)
+        for row, prompt in zip(rows, prompts, strict=True)
+    )
+    longest, answer = max(lengths, default=0), evaluation.maximum_answer_tokens
     window = window or 1 << 30
     wanted = -(-(longest + answer) // ROUND) * ROUND
     if wanted <= window:

@@ -18,6 +18,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from pipelines.artifacts import Artifact
 from pipelines.environment import available_cores
 from pipelines.errors import ConfigError, ExamplesError
 from pipelines.labels.examples import Example, read_split
-from pipelines.prompt import PromptSettings, build_messages, kept_context, render, template_hash
+from pipelines.prompt import PromptSettings, build_messages, fullest_prompt, render, template_hash
 from pipelines.training.chats import EncodedChat, encode_chats
 from pipelines.training.lora import bf16_is_faster, save, with_adapter
 from pipelines.training.memory import CHAT_TOKENS_AT_ONCE, with_smaller_batches
@@ -136,14 +137,15 @@ def fit_chat(
     }
 
 
+def _count_tokens(tokenizer: Any, text: str) -> int:
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def _chats(
     tokenizer: Any, prompt: PromptSettings, rows: Sequence[Example], limit: int
 ) -> tuple[list[EncodedChat], int]:
     """What is trained on, and how many chats are longer than ``limit`` tokens: these are left out, never cut."""
-
-    def count_tokens(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
+    count_tokens = partial(_count_tokens, tokenizer)
     chats = [
         [*build_messages(prompt, row.messages[:-1], row.context, count_tokens=count_tokens), row.messages[-1]]
         for row in rows
@@ -159,15 +161,11 @@ def _check_room(tokenizer: Any, prompt: PromptSettings, rows: Sequence[Example],
     Raises:
         ConfigError: with so much retrieved, not one of the first questions leaves an answer any room.
     """
-
-    def count_tokens(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
+    count_tokens = partial(_count_tokens, tokenizer)
     lengths = []
     for row in [row for row in rows if row.context is not None][:ASKED_FOR_ROOM]:
         turns = build_messages(prompt, row.messages[:-1], row.context, count_tokens=count_tokens)
-        shown = sum(map(count_tokens, kept_context(prompt, row.context or (), count_tokens=count_tokens)))
-        lengths.append(count_tokens(render(tokenizer, turns)) + prompt.context_tokens - shown)
+        lengths.append(fullest_prompt(prompt, render(tokenizer, turns), row.context, count_tokens=count_tokens))
     if lengths and min(lengths) >= window:
         raise ConfigError(
             f"prompt.context_tokens {prompt.context_tokens} makes prompts of {min(lengths)} tokens and more, but the "

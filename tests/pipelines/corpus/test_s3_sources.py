@@ -6,7 +6,6 @@ import json
 import os
 import threading
 import traceback
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,33 +32,11 @@ def text(document: Document | DocumentError) -> str:
     return "\n".join(block.text for section in document.sections for block in section.blocks)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    moto = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    yield "http://{}:{}".format(*moto.get_host_and_port())
-    moto.stop()
-
-
 @pytest.fixture
-def s3(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of an empty store; sources find it through the field's own variables."""
-    import boto3
-    import requests
-    import s3fs
-
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-a-test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-a-test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    requests.post(f"{server}/moto-api/reset", timeout=10)
-    s3fs.S3FileSystem.clear_instance_cache()
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="library")
-    yield client
-    s3fs.S3FileSystem.clear_instance_cache()
+def s3(s3_store: Any) -> Any:
+    """A client of an empty bucket for documents."""
+    s3_store.create_bucket(Bucket="library")
+    return s3_store
 
 
 def put(s3: Any, **objects: str) -> None:
@@ -146,21 +123,21 @@ def test_a_prefix_may_be_empty_where_that_is_allowed(s3: Any) -> None:
         folder("s3://nowhere/docs", allow_empty=True).list()
 
 
-def test_refused_access_is_an_error_and_never_empty(server: str, s3: Any) -> None:
+def test_refused_access_is_an_error_and_never_empty(s3_server: str, s3: Any) -> None:
     """I7"""
     import requests
 
     put(s3, **{"docs__a.md": "x"})
     source = folder("s3://library/docs")
     listed = source.list().documents
-    requests.post(f"{server}/moto-api/reset-auth", data="0", timeout=10)  # from now on, users need permission
+    requests.post(f"{s3_server}/moto-api/reset-auth", data="0", timeout=10)  # from now on, users need permission
     try:
         with pytest.raises((SourceError, SourceUnavailableError)):
             source.list()
         with pytest.raises((DocumentError, SourceUnavailableError)):
             source.read(listed[0])
     finally:
-        requests.post(f"{server}/moto-api/reset-auth", data="inf", timeout=10)
+        requests.post(f"{s3_server}/moto-api/reset-auth", data="inf", timeout=10)
 
 
 def test_a_store_that_is_away_is_unavailable_and_its_keys_are_not_said(
@@ -184,10 +161,10 @@ def test_a_store_that_is_away_is_unavailable_and_its_keys_are_not_said(
     assert "in-yaml" not in said
 
 
-def test_options_say_where_a_store_is(server: str, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_say_where_a_store_is(s3_server: str, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     put(s3, **{"a.md": "found"})
     monkeypatch.delenv("AWS_ENDPOINT_URL")
-    source = folder("s3://library", options={"endpoint_url": server, "key": "a", "secret": "b"})
+    source = folder("s3://library", options={"endpoint_url": s3_server, "key": "a", "secret": "b"})
     [listed] = source.list().documents
     assert text(source.read(listed)) == "found"
 
