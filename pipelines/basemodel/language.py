@@ -12,7 +12,7 @@ import hashlib
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelines.basemodel import templates
 from pipelines.basemodel import vocabulary as words
@@ -664,6 +664,23 @@ def _called(draw: Draw, subject: str) -> tuple[str, str]:
     return f"{draw.random.choice(('the', 'the', 'my', 'our', 'your', 'this'))} {name}", f"the {name}"
 
 
+def _another(draw: Draw, kind: _Kind, subject: str) -> str:
+    """A new subject, where texts are drawn anew often one whose name differs from that of ``subject`` by a word."""
+    parts = subject.split()
+    own = [number for number, part in enumerate(parts[:-1]) if not part.islower()]
+    if not own or not draw.anew or draw.random.random() < 0.5:
+        return kind.subject(draw)
+    number = draw.random.choice(own)
+    parts[number] = draw.word() if parts[number].isalpha() else draw.code()
+    return " ".join(parts)
+
+
+def _some(draw: Draw, kind: _Kind, number: int) -> tuple[_Attribute, ...]:
+    """Some of what can be said of a kind of subject."""
+    choices = kind.attributes or _open(draw, number)
+    return tuple(draw.random.sample(choices, min(number, len(choices))))
+
+
 def _sentence(draw: Draw) -> Fact:
     """A sentence of a policy: it is asked for by its first words, and answered whole."""
     about, figure = draw.phrase(), draw.figure()
@@ -711,12 +728,14 @@ def _stated_anew(draw: Draw) -> str:
         what, where = pick.choice(templates.WHAT), pick.choice(templates.WHERE)
         between = f" {draw.phrase(longest=2)}" if pick.random() < 0.25 else ""
         chance = pick.random()
-        if chance < 0.6:
+        if chance < 0.45:
             core = f"{what}{where}{between}{pick.choice(templates.LINKS)} {{v}}"
-        elif chance < 0.8:
+        elif chance < 0.6:
             core = f"{{v}} {pick.choice(templates.LINKS_BACK)} {what}{where}"
-        else:
+        elif chance < 0.75:
             core = f"{{s}}{between} {pick.choice(templates.HOLDS)} {{v}} as {what}"
+        else:
+            core = f"{_loose(draw)}{what}{where}{pick.choice((' ', ', '))}{_loose(draw)}{{v}} {_loose(draw)}".strip()
         before = after = ""
         if pick.random() < 0.35:
             before = draw.babble().capitalize() + pick.choice((",", ":", ".", " -")) + " "
@@ -725,6 +744,20 @@ def _stated_anew(draw: Draw) -> str:
         made = before + (core if before else _begun(core)) + after + pick.choice((".", ".", ".", "", ";"))
         if made not in templates.STATEMENTS:  # a fifth of them is kept for measuring
             return made
+
+
+def _loose(draw: Draw) -> str:
+    """Up to three common words in a row, and a space after them."""
+    return "".join(f"{draw.random.choice(words.SMALL_WORDS)} " for _ in range(draw.random.randint(0, 3)))
+
+
+def _title(draw: Draw, kind: _Kind, subject: str) -> str:
+    """What a text on ``subject`` is called."""
+    title = draw.of(kind.title)
+    if draw.anew and draw.random.random() < 0.3:
+        said, apart = draw.babble().capitalize(), draw.random.choice((": ", " - ", " ", " of ", " on ", ", "))
+        title = f"{said}{apart}{{s}}" if draw.random.random() < 0.6 else f"{{S}}{apart}{said}"
+    return _fill(title, subject, "data", "x")
 
 
 def _asked_anew(draw: Draw) -> str:
@@ -793,10 +826,8 @@ def _sections(draw: Draw, kind: _Kind, subject: str, number: int) -> tuple[str, 
     pick = draw.random
     listed = pick.choice(templates.LISTS) if pick.random() < (0.2 if kind.attributes else 0.6) else None
     number += pick.randint(0, number) if listed else 0
-    choices = kind.attributes or _open(draw, number)
-    attributes = pick.sample(choices, min(number, len(choices)))
-    facts = [_fact(draw, kind, subject, attribute, listed=listed) for attribute in attributes]
-    title = _fill(draw.of(kind.title), subject, "data", "x")
+    facts = [_fact(draw, kind, subject, attribute, listed=listed) for attribute in _some(draw, kind, number)]
+    title = _title(draw, kind, subject)
     lines = [fact.statement for fact in facts]
     for _ in range(pick.choice((0, 0, 1, 1, 2))):
         filler = draw.of(words.FILLERS)
@@ -838,10 +869,13 @@ def texts_and_facts(draw: Draw, *, texts: int, facts: int) -> tuple[list[str], l
         else [draw.random.choice(_KINDS) for _ in range(texts)]
     )
     parts = draw.random.choice((0, 0, 2, 3)) if draw.lifelike else 0
+    if draw.anew and draw.random.random() < 0.7:  # the same is said of every subject: which text is whose decides
+        kinds = [replace(kinds[0], attributes=_some(draw, kinds[0], facts + draw.random.randint(0, 3)))] * texts
+    subject = ""
     for number, kind in enumerate(kinds):
         if 0 < number < parts:
             continue  # the first subject has this text too
-        subject = kind.subject(draw)
+        subject = _another(draw, kind, subject)
         found: list[Fact] = []
         for _ in range(max(1, min(parts, texts)) if number == 0 else 1):
             many = max(1, facts + draw.random.randint(-1, 2))
@@ -857,7 +891,8 @@ def texts_and_facts(draw: Draw, *, texts: int, facts: int) -> tuple[list[str], l
         if others:
             absent.append(_fact(draw, kind, subject, draw.random.choice(others)))
         if draw.random.random() < 0.5:  # a subject that no text is about
-            absent.append(_fact(draw, kind, kind.subject(draw), draw.random.choice(kind.attributes or _open(draw, 3))))
+            other = _another(draw, kind, subject)
+            absent.append(_fact(draw, kind, other, draw.random.choice(kind.attributes or _open(draw, 3))))
     if not told:  # all of it was talk
         return texts_and_facts(draw, texts=texts, facts=facts)
     if parts:

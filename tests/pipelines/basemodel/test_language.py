@@ -103,3 +103,20 @@ def test_lifelike_texts_share_a_subject_and_questions_call_it_by_other_names() -
         assert all(each.value.lower() in "\n".join(context).lower() for each in told)
     assert shared > 20
     assert renamed > 20
+
+
+def test_often_the_same_is_said_of_subjects_of_nearly_the_same_name() -> None:
+    """Which text is whose decides then, and not what it is about."""
+    draw = Draw(13, lifelike=True)
+    shared = alike = 0
+    for _ in range(200):
+        _, told, _ = texts_and_facts(draw, texts=3, facts=4)
+        of = {
+            subject: {fact.attribute for fact in told if fact.subject == subject}
+            for subject in {f.subject for f in told}
+        }
+        pairs = [(one, other) for one in of for other in of if one < other]
+        shared += any(len(of[one] & of[other]) > 1 for one, other in pairs)
+        alike += any(len(set(one.split()) ^ set(other.split())) == 2 and len(one.split()) > 3 for one, other in pairs)
+    assert shared > 60
+    assert alike > 30
