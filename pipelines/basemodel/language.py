@@ -869,8 +869,9 @@ def texts_and_facts(draw: Draw, *, texts: int, facts: int) -> tuple[list[str], l
         else [draw.random.choice(_KINDS) for _ in range(texts)]
     )
     parts = draw.random.choice((0, 0, 2, 3)) if draw.lifelike else 0
-    if draw.anew and draw.random.random() < 0.7:  # the same is said of every subject: which text is whose decides
-        kinds = [replace(kinds[0], attributes=_some(draw, kinds[0], facts + draw.random.randint(0, 3)))] * texts
+    shared = draw.anew and draw.random.random() < 0.7
+    if shared:  # nearly the same is said of every subject: which text is whose decides
+        kinds = [replace(kinds[0], attributes=_some(draw, kinds[0], facts + draw.random.randint(1, 5)))] * texts
     subject = ""
     for number, kind in enumerate(kinds):
         if 0 < number < parts:
@@ -888,8 +889,8 @@ def texts_and_facts(draw: Draw, *, texts: int, facts: int) -> tuple[list[str], l
         told += found
         said = {fact.attribute for fact in found}
         others = [each for each in kind.attributes or _open(draw, 3) if each.name not in said]
-        if others:
-            absent.append(_fact(draw, kind, subject, draw.random.choice(others)))
+        missing = draw.random.sample(others, min(len(others), 3 if shared else 1))
+        absent += [_fact(draw, kind, subject, each) for each in missing]
         if draw.random.random() < 0.5:  # a subject that no text is about
             other = _another(draw, kind, subject)
             absent.append(_fact(draw, kind, other, draw.random.choice(kind.attributes or _open(draw, 3))))

@@ -70,7 +70,7 @@ _STAGES = (
     _Stage(1500, 512, 0.05, (1, 3), (2, 4), (3, 8)),
     _Stage(3000, 512, 0.03, (1, 3), (3, 5), (3, 8), lifelike=True, others=0.05),
     _Stage(5000, 512, 0.02, (1, 3), (3, 5), (5, 12), lifelike=True, others=0.05),
-    _Stage(math.inf, 1024, 0.02, (2, 4), (3, 6), (6, 14), lifelike=True, others=0.05),
+    _Stage(math.inf, 1024, 0.02, (2, 4), (3, 6), (6, 14), absent=0.33, lifelike=True, others=0.05),
 )
 
 
