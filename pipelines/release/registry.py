@@ -151,10 +151,12 @@ def check_gate(gguf: Artifact, adapter: Artifact, report: Artifact, *, use_case:
     """Hold the three manifests against each other.
 
     Raises:
-        ArtifactError: they are of other kinds or another use case, or do not belong together.
-        GateRefusedError: the verdict is not a pass for exactly this adapter, or the comparison after export failed.
+        ArtifactError: they are of other kinds, tasks or use cases, or do not belong together.
+        GateRefusedError: the verdict is not a pass for exactly this adapter, the comparison after export failed, or a
+            chat model was not trained, judged and exported with one prompt and chat template that all three state.
     """
-    expected = ((gguf, "gguf_model"), (adapter, "lora_adapter"), (report, "evaluation_report"))
+    expected = ((adapter, "lora_adapter"), (report, "evaluation_report"), (gguf, "gguf_model"))
+    task = adapter.manifest.get("task", "classify")
     for artifact, kind in expected:
         if artifact.manifest.get("kind") != kind:
             raise ArtifactError(f"{artifact.path} holds kind {artifact.manifest.get('kind')!r}, not {kind!r}")
@@ -162,6 +164,11 @@ def check_gate(gguf: Artifact, adapter: Artifact, report: Artifact, *, use_case:
             raise ArtifactError(f"{artifact.path} belongs to {artifact.manifest['use_case']!r}, not to {use_case!r}")
         if artifact.manifest.get("training_set") != adapter.manifest["training_set"]:
             raise ArtifactError(f"{artifact.path} and {adapter.path} come from different training sets")
+        if artifact.manifest.get("task", "classify") != task:
+            raise ArtifactError(
+                f"{artifact.path} was made for task {artifact.manifest.get('task', 'classify')!r}, and {adapter.path} "
+                f"for {task!r}; materialise {kind} again"
+            )
     files = adapter.manifest["files"]
     if gguf.manifest["adapter"] != adapter.fingerprint or gguf.manifest["adapter_files"] != files:
         raise ArtifactError(
@@ -174,16 +181,20 @@ def check_gate(gguf: Artifact, adapter: Artifact, report: Artifact, *, use_case:
             f"{adapter.fingerprint} as it is now; materialise evaluation_report again"
         )
     for fact in ("prompt", "template_hash"):
-        known = {
-            name: artifact.manifest[fact]
-            for name, artifact in (("trained", adapter), ("judged", report), ("exported", gguf))
-            if artifact.manifest.get(fact) is not None
-        }
-        if any(value != known.get("trained", value) for value in known.values()):
-            said = "; ".join(f"{name} with {value!r}" for name, value in known.items())
+        shown = fact.replace("_", " ")
+        if task == "generate":
+            for artifact, kind in expected:
+                if not artifact.manifest.get(fact):
+                    raise GateRefusedError(
+                        f"{artifact.path} does not state the {shown} that it was made with, so nothing proves that the "
+                        f"model is served as it was judged: move it away and materialise {kind} again"
+                    )
+        stated = [artifact.manifest.get(fact) for artifact in (adapter, report, gguf)]
+        if any(value != stated[0] for value in stated):
+            names = ("trained", "judged", "exported")
+            said = "; ".join(f"{name} with {value!r}" for name, value in zip(names, stated, strict=True))
             raise GateRefusedError(
-                f"the {fact.replace('_', ' ')} of {adapter.path} is not one: {said}. Materialise evaluation_report "
-                "and gguf_model again"
+                f"the {shown} of {adapter.path} is not one: {said}. Materialise evaluation_report and gguf_model again"
             )
     verdict = report.manifest["verdict"]
     if verdict["passed"] is not decided_again(report).passed:

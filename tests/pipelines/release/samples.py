@@ -78,6 +78,7 @@ def write_report(folder: Path, adapter: Artifact, *, candidate: float = 0.9, cha
         "use_case": USE_CASE,
         "adapter": adapter.fingerprint,
         "adapter_files": adapter.manifest["files"],
+        **{name: adapter.manifest.get(name) for name in ("task", "prompt", "template_hash")},
         "training_set": adapter.manifest["training_set"],
         "champion": champion,
         "settings": settings.model_dump(mode="json"),

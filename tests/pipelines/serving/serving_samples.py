@@ -146,10 +146,10 @@ def write_chat_report(folder: Path, adapter: Artifact, champion: str | None) -> 
     (folder / "report.json").write_text(json.dumps({"verdict": asdict(verdict)}), encoding="utf-8")
     facts: Mapping[str, Any] = {
         "kind": "evaluation_report",
-        "task": "generate",
         "use_case": CHAT_USE_CASE,
         "adapter": adapter.fingerprint,
         "adapter_files": adapter.manifest["files"],
+        **{name: adapter.manifest[name] for name in ("task", "prompt", "template_hash")},
         "training_set": adapter.manifest["training_set"],
         "champion": champion,
         "settings": CHAT_EVALUATION.model_dump(mode="json"),
