@@ -2,7 +2,8 @@
 
 Nothing is guessed from a model's name: a chat of marked turns goes through the Jinja template, what it puts between the
 turns becomes the Go template, and chats of all shapes must then come out the same from both. A template that does not
-write its turns in order, each once, always with the same text between them, is refused.
+write its turns in order, each once, always with the same text between them, is refused; so is one that takes reasoning
+out of earlier answers, for a Go template of Ollama's has nothing to cut a text with.
 """
 
 from __future__ import annotations
@@ -28,6 +29,18 @@ CONTENTS = (
     "<b>&amp;</b> $1 %s | tojson",
 )
 """What the turns of the chats say on which both templates are compared."""
+
+REASONING = tuple(
+    f"{begins}\nIt is {number}.\n{ends}\n\nThen {number}."
+    for number, (begins, ends) in enumerate(
+        (
+            ("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"),
+            ("<reasoning>", "</reasoning>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"),
+            ("<|channel>thought", "<channel|>"), ("<|begin_of_thought|>", "<|end_of_thought|>"),
+        )
+    )
+)  # fmt: skip
+"""Turns that begin with reasoning, as families of models mark it: many templates take it out of earlier answers."""
 
 SPACED = "\n  space around it \n"
 
@@ -94,9 +107,17 @@ def go_template(render: Render, *, bos: str | None, system: str = "", own_system
         f"{_literal(after_answer)}{{{{ end }}}}{{{{ end }}}}{_literal(end)}"
     )
     text = _head(opened, closed, _literal(begin), takes_system=bool(z)) + turns
-    chats = list(_chats(with_system=bool(z)))
+    chats = list(_chats(CONTENTS, with_system=bool(z)))
     for chat in chats:
         _same(*prompts(chat, text))
+    thought = list(_chats(REASONING, with_system=bool(z)))
+    for chat in thought:
+        wanted, found = prompts(chat, text)
+        if wanted != found:
+            raise ExportError(
+                "the chat template takes out or rewrites reasoning in turns (such as <think>…</think> in earlier "
+                "answers), which no Go template can: Ollama would show the model chats that the original does not make"
+            )
     wanted, found = prompts([Message(message.role, SPACED) for message in max(chats, key=len)], text)
     keeps_space = wanted == found
     if system:
@@ -109,7 +130,7 @@ def go_template(render: Render, *, bos: str | None, system: str = "", own_system
             text = _head(opened, closed, inside, takes_system=True) + turns
             _same(wanted, prompts([asked], text)[1])
         _same(wanted, prompts([Message("system", system), asked], text)[1])
-    return GoTemplate(text, system, keeps_space, bool(z), len(chats))
+    return GoTemplate(text, system, keeps_space, bool(z), len(chats) + len(thought))
 
 
 def evaluate(template: str, messages: Sequence[Message]) -> str:
@@ -187,10 +208,10 @@ def _head(opened: str, closed: str, without: str, *, takes_system: bool) -> str:
     return f"{{{{ if .System }}}}{_literal(opened)}{{{{ .System }}}}{_literal(closed)}{otherwise}{{{{ end }}}}"
 
 
-def _chats(*, with_system: bool) -> Iterator[list[Message]]:
+def _chats(contents: Sequence[str], *, with_system: bool) -> Iterator[list[Message]]:
     for turns in (1, 2, 3):
-        for first in range(len(CONTENTS)):
-            said = [CONTENTS[(first + turn) % len(CONTENTS)] for turn in range(2 * turns)]
+        for first in range(len(contents)):
+            said = [contents[(first + turn) % len(contents)] for turn in range(2 * turns)]
             roles: list[Role] = ["user", "assistant"] * turns
             chat = [Message(role, text) for role, text in zip(roles[:-1], said[:-1], strict=True)]
             yield chat

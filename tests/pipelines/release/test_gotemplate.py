@@ -10,15 +10,17 @@ import pytest
 
 from pipelines.errors import ExportError
 from pipelines.prompt import Message
-from pipelines.release.gotemplate import CONTENTS, GoTemplate, Render, evaluate, go_string, go_template
+from pipelines.release.gotemplate import CONTENTS, REASONING, GoTemplate, Render, evaluate, go_string, go_template
 from tests.pipelines.chat_base import make_tokenizer
 from tests.pipelines.release.chat_templates import (
     CHATML,
     DATED,
+    DEEPSEEK_R1,
     FAMILIES,
     GEMMA,
     LLAMA_3,
     MISTRAL_SYSTEM_LAST,
+    QWEN_3,
 )
 
 BOS = "<s>"
@@ -72,6 +74,8 @@ def test_a_familys_go_template_makes_the_prompts_of_chats_that_it_was_not_proved
         "`",
         "é🦙",
         "<|user|>",
+        "<think>",
+        "</think>",
         "[INST]",
         "0",
     )
@@ -116,7 +120,7 @@ def test_it_is_known_whether_a_family_takes_a_system_text_and_keeps_space(
 ) -> None:
     _, found = made(tokenizer, FAMILIES[family])
     assert (found.takes_system, found.keeps_space) == (takes_system, keeps_space)
-    assert found.chats == 3 * len(CONTENTS) * (1 + takes_system)
+    assert found.chats == 3 * (len(CONTENTS) + len(REASONING)) * (1 + takes_system)
 
 
 def test_bos_is_written_once_whoever_writes_it(tokenizer: Any) -> None:
@@ -156,6 +160,52 @@ def test_a_template_that_no_go_template_can_equal_is_refused_with_the_reason(
     """G11: nothing is guessed."""
     with pytest.raises(ExportError, match=f"(?s){said}"):
         made(tokenizer, template, system=system)
+
+
+THOUGHT = "<think>\nIs 12 even? Yes.\n</think>\n\n12."
+
+
+@pytest.mark.parametrize("template", [QWEN_3, DEEPSEEK_R1], ids=["Qwen 3", "DeepSeek R1"])
+def test_a_template_that_takes_reasoning_out_of_earlier_answers_is_refused_with_the_reason(
+    tokenizer: Any, template: str
+) -> None:
+    """T10, G11: a Go template has nothing to cut a text with, and Ollama would show the model its old thoughts."""
+    render = rendering(tokenizer, template)
+    asked = [Message("user", "Is it 10 or 12?"), Message("assistant", THOUGHT), Message("user", "Sure?")]
+    assert "even" not in render(asked, True)
+    assert "12." in render(asked, True)
+    with pytest.raises(ExportError, match=r"takes out or rewrites reasoning .*</think>.*no Go template can"):
+        made(tokenizer, template)
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends"),
+    [
+        ("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<reasoning>", "</reasoning>"),
+        ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"), ("<|channel>thought", "<channel|>"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("where", ["every answer", "all but the last answer", "the first answer"])
+def test_reasoning_is_looked_for_as_families_mark_it_and_wherever_it_is_taken_out(
+    tokenizer: Any, begins: str, ends: str, where: str
+) -> None:
+    """T10"""
+    of = {"every answer": "true", "all but the last answer": "not loop.last", "the first answer": "loop.index0 < 3"}
+    cut = f"(m.content.split({ends!r})[-1] if m.role == 'assistant' and {of[where]} else m.content)"
+    with pytest.raises(ExportError, match="takes out or rewrites reasoning"):
+        made(tokenizer, ENDLESS.replace("MORE", cut))
+    opened = cut.replace(f"split({ends!r})[-1]", f"replace({begins!r}, '')")
+    with pytest.raises(ExportError, match="takes out or rewrites reasoning"):
+        made(tokenizer, ENDLESS.replace("MORE", opened))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reasoning_stays_where_the_original_leaves_it(tokenizer: Any, family: str) -> None:
+    render, found = made(tokenizer, FAMILIES[family])
+    asked = [Message("user", THOUGHT), Message("assistant", THOUGHT), Message("user", "Sure?")]
+    bos = BOS if "bos_token" in FAMILIES[family] else ""
+    assert bos + evaluate(found.text, asked) == render(asked, True)
+    assert render(asked, True).count("Is 12 even?") == 2
 
 
 def test_a_use_case_without_a_system_text_may_have_a_template_that_refuses_one(tokenizer: Any) -> None:

@@ -17,7 +17,7 @@ from pipelines.release.gguf import Header
 from pipelines.release.gotemplate import evaluate
 from pipelines.release.modelfile import adapter_modelfile, modelfile, parsed
 from tests.pipelines.chat_base import make_tokenizer
-from tests.pipelines.release.chat_templates import CHATML, DATED, FAMILIES, GEMMA, LLAMA_3, MISTRAL_SYSTEM_LAST
+from tests.pipelines.release.chat_templates import CHATML, DATED, FAMILIES, GEMMA, LLAMA_3, MISTRAL_SYSTEM_LAST, QWEN_3
 
 SYSTEM = "You are kind."
 
@@ -169,6 +169,7 @@ def test_of_a_local_base_only_its_name_is_said(folder: Path, tmp_path: Path) -> 
         (MISTRAL_SYSTEM_LAST, "around turns that follow a system text|not write the turns system"),
         (GEMMA, "System role not supported"),
         (DATED, "or writes the date"),
+        (QWEN_3, "takes out or rewrites reasoning"),
         (CHATML.replace("message['content']", "message['content'] | upper"), "does not write the turns"),
     ],
 )

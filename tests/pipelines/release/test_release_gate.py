@@ -73,12 +73,13 @@ def test_a_chat_model_is_refused_where_nothing_says_what_it_was_asked_with(
 ) -> None:
     """T10, T12, T15: what is not stated cannot be proved to be one, even where the others agree."""
     changed, asset = list(judged), str(judged[whose].manifest["kind"])
+    none: dict[str, Any] = {fact: None}
     if lost == "not stated":
         manifest = {name: value for name, value in judged[whose].manifest.items() if name not in {fact, "files"}}
         seal(judged[whose].path, manifest)
         changed[whose] = load(judged[whose].path)
     else:
-        changed[whose] = copied(judged[whose], tmp_path / "changed", **{fact: None})
+        changed[whose] = copied(judged[whose], tmp_path / "changed", **none)
     url, path = str(tmp_path / "registry"), changed[whose].path
     said = rf"{path} does not state the {fact.replace('_', ' ')} .*: move it away and materialise {asset} again"
     with pytest.raises(GateRefusedError, match=said):
