@@ -390,7 +390,7 @@ def base_licence(folder: Path) -> str:
 
 def _check_disk(folder: Path, base: Path, adapter: Path, settings: ReleaseSettings) -> None:
     beside = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))
-    needed = disk_needed(base, settings.quantisations) + beside
+    needed = disk_needed(base, settings.quantisations, adapter=adapter) + beside
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ExportError(

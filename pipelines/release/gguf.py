@@ -6,6 +6,7 @@ import ctypes
 import json
 import math
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from pipelines.errors import ConfigError, ExportError
 from pipelines.release.conversion import REFUSED
 from pipelines.release.imatrix import ImportanceMatrix
 from pipelines.release.llama import llama_library
-from pipelines.release.merge import open_merge, write_surroundings
+from pipelines.release.merge import PARTS, PREFIX, open_merge, write_surroundings
 from pipelines.release.settings import Quantisation
 from pipelines.release.tensors import stored_tensors
 from pipelines.release.tokens import SpecialTokens, load_tokenizer, pre_tokenizer, prove, special_tokens
@@ -34,11 +35,27 @@ ARCHITECTURES = ("BertForSequenceClassification",)
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 """What llama.cpp computes in BERT's feed-forward layers, up to the approximation."""
 
-BITS: Mapping[str, float] = {
-    "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q6_K": 8.5, "Q5_K_M": 8.5, "Q5_K_S": 6, "Q5_0": 6, "Q4_K_M": 8.5,
-    "Q4_K_S": 6, "Q4_0": 5.5, "IQ4_NL": 5.5, "IQ4_XS": 5.5, "Q3_K_M": 5.5, "Q2_K": 4.5,
+TYPES: Mapping[Quantisation, tuple[str, str]] = {
+    "F16": ("F16", "F16"), "BF16": ("BF16", "BF16"), "Q8_0": ("Q8_0", "Q8_0"), "Q6_K": ("Q6_K", "Q6_K"),
+    "Q5_K_M": ("Q5_K", "Q6_K"), "Q5_K_S": ("Q5_K", "Q5_K"), "Q5_0": ("Q5_0", "Q5_1"), "Q4_K_M": ("Q4_K", "Q6_K"),
+    "Q4_K_S": ("Q4_K", "Q5_K"), "Q4_0": ("Q4_0", "Q4_1"), "IQ4_NL": ("IQ4_NL", "Q5_K"), "IQ4_XS": ("IQ4_XS", "Q5_K"),
+    "Q3_K_M": ("Q3_K", "Q5_K"), "Q2_K": ("Q2_K", "Q4_K"),
 }  # fmt: skip
-"""A weight, at most: with what llama.cpp falls back to where rows do not divide by 256."""
+"""llama.cpp's types of the matrices of a file: of most, and the widest of those that it holds more exactly."""
+
+FALLBACK = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+"""What it takes instead where rows do not divide by 256."""
+
+_MOST = re.compile(
+    r"(^|\.)(q_proj|k_proj|gate_proj|up_proj|gate_up_proj|query|key|fc1|fc_in|c_fc|w1|w3|dense_h_to_4h)(\.weight)?$"
+)
+_MORE = re.compile(
+    r"(^|\.)(v_proj|o_proj|out_proj|down_proj|qkv_proj|query_key_value|[Ww]qkv|wo|value|dense|fc2|fc_out|w2"
+    r"|dense_4h_to_h|c_attn|c_proj)(\.weight)?$"
+)
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|embeddings)\.weight$")
+_OUTPUT = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
+"""Names of matrices as transformers writes them, by what llama.cpp makes of them; it keeps others in up to 32 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,26 +316,61 @@ def _fields(special: SpecialTokens) -> dict[str, int | bool | None]:
     }
 
 
-def disk_needed(base: Path, quantisations: Sequence[Quantisation]) -> int:
+def disk_needed(base: Path, quantisations: Sequence[Quantisation], *, adapter: Path | None = None) -> int:
     """Bytes that the files of ``quantisations`` need at most, the 16-bit one that they are made from counted.
 
+    ``adapter`` is what is merged into ``base``: it can bring a head, or make two of a tied embedding.
+
     Raises:
-        ExportError: ``base`` holds no safetensors.
+        ExportError: ``base`` or ``adapter`` holds no safetensors.
     """
-    tensors = stored_tensors(base).values()
-    vectors = sum(math.prod(tensor.shape) for tensor in tensors if len(tensor.shape) < 2)
-    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
-    # llama.cpp keeps embeddings, read and written, in more bits than the rest; a tied one may be untied by an adapter.
-    largest = 2 * max((math.prod(tensor.shape) for tensor in matrices), default=0)
-    rest = sum(math.prod(tensor.shape) for tensor in matrices)
+    shapes = {name: tensor.shape for name, tensor in stored_tensors(base).items()}
+    trained = {} if adapter is None else stored_tensors(adapter, "adapter_model")
+    for key, tensor in trained.items():
+        name = key.removeprefix(PREFIX).replace(".modules_to_save", "").replace(".base_layer", "")
+        if not key.endswith(tuple(PARTS)) and not any(name.endswith(own) for own in shapes):
+            shapes[name] = tensor.shape
+    rows = max((shape[0] for name, shape in shapes.items() if _EMBEDDING.search(name)), default=0)
+    tied = not any(_OUTPUT.search(name) for name in shapes)
+    if tied and any(rows in tensor.shape for tensor in trained.values()):
+        embedding = next(shape for name, shape in shapes.items() if _EMBEDDING.search(name))
+        shapes["lm_head.weight"], tied = embedding, False
     vocabulary = base / "tokenizer.json"
-    around = 4 * vectors + (2 * vocabulary.stat().st_size if vocabulary.is_file() else 0) + (1 << 20)
-    written = {*quantisations, *([] if "BF16" in quantisations else ["F16"])}
-    needed = 0
-    for name in written:
-        bits = BITS[name]
-        needed += around + math.ceil((rest * bits + largest * max(bits, BITS["Q8_0"])) / 8)
-    return needed
+    # Ids, kinds and merges of tokens take more room than in JSON; then names of tensors, and what fills up to the next.
+    around = (vocabulary.stat().st_size if vocabulary.is_file() else 0) + 32 * rows + 128 * len(shapes) + (1 << 17)
+    experts = any(".experts." in name for name in shapes)
+    written: set[Quantisation] = {*quantisations}
+    written |= set() if "BF16" in written else {"F16"}
+    return sum(
+        around + sum(_bytes(name, shape, each, tied=tied, experts=experts) for name, shape in shapes.items())
+        for each in written
+    )
+
+
+def _bytes(name: str, shape: Sequence[int], quantisation: Quantisation, *, tied: bool, experts: bool) -> int:
+    """What a tensor takes in a file at most. Source: llama_tensor_get_type in llama.cpp's src/llama-quant.cpp."""
+    import gguf
+
+    count = math.prod(shape)
+    most, more = TYPES[quantisation]
+    embedding = _EMBEDDING.search(name) is not None
+    if len(shape) < 2 or not (embedding or any(names.search(name) for names in (_MOST, _MORE, _OUTPUT))):
+        return 4 * count
+    kind = more if _MORE.search(name) else most
+    if most in {"F16", "BF16"}:
+        kind = most
+    elif "Q8_0" in {most, kind} or (experts and re.search(r"(k_proj|v_proj|qkv_proj)\.weight$", name)):
+        kind = "Q8_0"
+    elif _OUTPUT.search(name) or (embedding and tied):
+        kind = "Q8_0" if "word_embeddings" in name else "Q6_K"  # as Falcon's is
+    # The converter turns GPT-2's matrices round, and experts that are one tensor.
+    widths = shape[-2:] if len(shape) > 2 or ".c_" in name else shape[-1:]
+    if kind in FALLBACK and any(width % 256 for width in widths):
+        kind = FALLBACK[kind]
+    if any(width % 32 for width in widths):
+        kind = "F16"
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    return -(-count // block) * size
 
 
 def quantise(
