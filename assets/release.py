@@ -70,7 +70,7 @@ def evaluation_report_asset(declaration: Declaration) -> dg.AssetsDefinition:
                 artifacts.latest(stores.catalog, use_case, "lora_adapter"),
                 artifacts.latest(stores.catalog, use_case, "training_set"),
                 use_case=use_case,
-                champion=None if served is None else artifacts.load(served.fetch("adapter")),
+                champion=None if served is None else served.adapter(),
                 settings=declaration.evaluation,
                 folder=stores.environment.artifacts_folder(use_case, "evaluation_report"),
                 progress=context.log.info,

@@ -69,6 +69,17 @@ class PublishedVersion:
         """
         return self.storage.fetch(self.version, name, self.manifest["files"], self.manifest_bytes)
 
+    def adapter(self) -> Artifact:
+        """The adapter, fetched: what to compare a candidate with.
+
+        A base in a local folder is where it was at publication, which ``adapter/`` itself, made for others, never says.
+
+        Raises:
+            NotBuiltError, ArtifactError, ServerUnavailableError: as ``fetch``.
+        """
+        found = load(self.fetch("adapter"))
+        return Artifact(found.path, {**found.manifest, "base_model": self.manifest["base_model"]})
+
     def gguf(self, quantisation: str) -> Path:
         """The file of one quantisation, fetched.
 

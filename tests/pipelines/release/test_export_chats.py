@@ -11,6 +11,8 @@ from tokenizers.normalizers import NFC
 from tokenizers.processors import TemplateProcessing
 
 from pipelines.artifacts import Artifact
+from pipelines.errors import ArtifactError
+from pipelines.evaluation.classifier import base_folder
 from pipelines.evaluation.generation import load_chat_model
 from pipelines.fingerprint import text_hash
 from pipelines.labels.examples import read_split
@@ -18,9 +20,11 @@ from pipelines.prompt import render
 from pipelines.release.export import export, prompt_budget
 from pipelines.release.gguf import quantise, read_header
 from pipelines.release.language import GgufLanguageModel
+from pipelines.release.registry import publish
 from pipelines.release.settings import Quantisation, ReleaseSettings
 from tests.pipelines.chat_base import SPECIAL, TEMPLATE, make_chat_base, make_tokenizer, write_chat_set
-from tests.pipelines.release.chat_samples import CHAT_EVALUATION, CHAT_PROMPT, train_chat
+from tests.pipelines.release.chat_samples import CHAT_EVALUATION, CHAT_PROMPT, CHAT_USE_CASE, train_chat
+from tests.pipelines.release.samples import copied, write_report
 
 
 def test_the_artifact_holds_what_the_contract_says(chat_gguf: Artifact, chat_adapter: Artifact) -> None:
@@ -42,6 +46,28 @@ def test_the_artifact_holds_what_the_contract_says(chat_gguf: Artifact, chat_ada
         assert header.metadata["freshet.training_set"] == chat_adapter.manifest["training_set"]
         assert header.metadata.keys() >= {"freshet.base_model", "freshet.base_revision", "freshet.base_files"}
     assert [path.name for path in chat_gguf.path.parent.iterdir() if path.is_dir()] == [chat_gguf.fingerprint]
+
+
+def test_the_champion_of_a_local_base_can_be_compared_with_the_next_candidate(
+    chat_gguf: Artifact, chat_adapter: Artifact, tmp_path: Path
+) -> None:
+    """T16: what is published for others names the base without its folder, and an evaluation finds it all the same."""
+    version = publish(
+        copied(chat_gguf, tmp_path / "gguf", parity={"passed": True, "reasons": []}),
+        chat_adapter,
+        copied(write_report(tmp_path / "one", chat_adapter), tmp_path / "report", use_case=CHAT_USE_CASE),
+        use_case=CHAT_USE_CASE,
+        registry_url=str(tmp_path / "registry"),
+    )
+    base = str(chat_adapter.manifest["base_model"])
+    assert base not in (version.path / "adapter" / "manifest.json").read_text(encoding="utf-8")
+    champion = version.adapter()
+    assert base_folder(champion) == Path(base)
+    assert champion.fingerprint == chat_adapter.fingerprint
+    (version.path / "adapter" / "adapter_config.json").chmod(0o644)
+    (version.path / "adapter" / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ArtifactError, match="missing or altered"):
+        version.adapter()
 
 
 @pytest.mark.parametrize("quantisation", [name for name in get_args(Quantisation) if name not in {"F16", "BF16"}])
