@@ -238,8 +238,10 @@ class ObjectStorage(Storage):
         finally:
             stop.set()
             renewing.join()
-            if not self._lost.is_set():
-                with suppress(Exception):  # it runs out by itself
+            with suppress(Exception):  # it runs out by itself
+                if (
+                    not self._lost.is_set() and self._held(holder) is not None
+                ):  # another may have taken it over just now
                     self._files.rm_file(self._at(LOCK))
 
     def add(self, fill: Fill) -> str:
@@ -285,35 +287,33 @@ class ObjectStorage(Storage):
                 with self._files.open(self._at(f"{version}/{name}"), "rb", block_size=1 << 24) as file:
                     found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != digest:
-                raise ArtifactError(
-                    f"{self.say(version)}/{name} is {'missing' if found is None else 'altered'}: its sha256 is not "
-                    f"{digest}; restore it, or serve another version"
-                )
+                raise self._damaged(version, name, digest, found)
 
     def fetch(self, version: str, name: str, files: Mapping[str, str], manifest: bytes) -> Path:
-        """A path in the cache, below the hash of the version's manifest."""
+        """A path in the cache, below the hash of the version's manifest.
+
+        That always comes along: a classifier's file says nothing without.
+        """
         wanted = _below(name, files, self.say(version))
         cache = _cache()
         folder = cache / hashlib.sha256(manifest).hexdigest()
         folder.mkdir(exist_ok=True)
         os.utime(folder)
-        if name in ("", MANIFEST):
-            write_text_atomically(folder / MANIFEST, manifest.decode("utf-8"))
         for each, digest in wanted.items():
             path = folder / each
             if path.is_file() and file_sha256(path) == digest:
                 continue
             with TemporaryDirectory(dir=cache, prefix=".fetching-") as scratch:
                 fetched = Path(scratch) / "file"
-                with reached(f"{self.say(version)}/{each}"):
+                with reached(f"{self.say(version)}/{each}"), suppress(FileNotFoundError):
                     self._files.get_file(self._at(f"{version}/{each}"), str(fetched))
-                if file_sha256(fetched) != digest:
-                    raise ArtifactError(
-                        f"{self.say(version)}/{each} is altered: its sha256 is not {digest}; restore it, or serve "
-                        "another version"
-                    )
+                found = file_sha256(fetched) if fetched.is_file() else None
+                if found != digest:
+                    raise self._damaged(version, each, digest, found)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 fetched.replace(path)
+        if not (folder / MANIFEST).is_file() or (folder / MANIFEST).read_bytes() != manifest:
+            write_text_atomically(folder / MANIFEST, manifest.decode("utf-8"))
         return folder / name
 
     def remove(self, version: str) -> None:
@@ -325,6 +325,12 @@ class ObjectStorage(Storage):
                 if name.parts[0] == version:
                     with suppress(FileNotFoundError):
                         self._files.rm_file(self._at(str(name)))
+
+    def _damaged(self, version: str, name: str, wanted: str, found: str | None) -> ArtifactError:
+        return ArtifactError(
+            f"{self.say(version)}/{name} is {'missing' if found is None else 'altered'}: its sha256 is not {wanted}; "
+            "restore it, or serve another version"
+        )
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"

@@ -183,4 +183,4 @@ def test_a_download_that_breaks_off_or_was_altered_leaves_nothing(
         assert list(pool.map(outcome, range(4))) == ["ArtifactError"] * 4
     assert cached(tmp_path) == []
     assert version.fetch("README.md").is_file()
-    assert cached(tmp_path) == ["README.md"]
+    assert cached(tmp_path) == ["README.md", "manifest.json"]

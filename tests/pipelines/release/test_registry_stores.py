@@ -28,6 +28,7 @@ from pipelines.errors import (
     ServerUnavailableError,
 )
 from pipelines.release import storage
+from pipelines.release.classifier import GgufClassifier
 from pipelines.release.registry import champion, pointer_token, promote, publish, rollback, versions
 from pipelines.release.storage import LocalStorage, ObjectStorage, open_storage
 from tests.pipelines.release.samples import USE_CASE, variant, write_report
@@ -103,6 +104,25 @@ def test_what_was_altered_is_fetched_again_or_refused(
     s3.put_object(Bucket="models", Key="registry/notices/v2/manifest.json", Body=b"{}")
     with pytest.raises(ArtifactError, match="missing or altered"):
         champion(URL, USE_CASE)
+
+
+def test_a_classifier_answers_from_a_store_as_before(
+    s3: Any, gguf: Artifact, adapter: Artifact, report: Artifact
+) -> None:
+    """What it says of its labels comes with the one file that is fetched."""
+    version = publish(gguf, adapter, report, use_case=USE_CASE, registry_url=URL)
+    texts = ["Please note that the lift is shut this week.", "A fee is charged."]
+    wanted = GgufClassifier(gguf.path / "notices-Q4_K_M.gguf").predict(texts)
+    assert GgufClassifier(version.gguf("Q4_K_M")).predict(texts) == wanted
+
+
+def test_a_file_that_is_missing_from_a_version_is_not_a_missing_bucket(
+    s3: Any, tiny: Artifact, adapter: Artifact, report: Artifact
+) -> None:
+    version = publish(tiny, adapter, report, use_case=USE_CASE, registry_url=URL)
+    s3.delete_object(Bucket="models", Key="registry/notices/v1/notices-Q4_K_M.gguf")
+    with pytest.raises(ArtifactError, match=r"v1/notices-Q4_K_M.gguf is missing.*restore it, or serve another version"):
+        version.gguf("Q4_K_M")
 
 
 def test_a_file_that_arrives_otherwise_is_no_version(
