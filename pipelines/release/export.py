@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.artifacts import MANIFEST, Artifact, alone, load, seal, writing
+from pipelines.environment import Environment
 from pipelines.errors import ArtifactError, ConfigError, ExportError
 from pipelines.evaluation.classifier import Classifier, base_folder, load_classifier
 from pipelines.evaluation.generation import ChatModel
 from pipelines.evaluation.settings import EvaluationSettings
-from pipelines.fingerprint import fingerprint
+from pipelines.fingerprint import file_sha256, fingerprint
 from pipelines.labels.examples import Example, read_split
 from pipelines.prompt import Message, fullest_prompt, render
 from pipelines.release.adapter_gguf import adapter_to_gguf
 from pipelines.release.bundle import base_name
-from pipelines.release.gguf import Header, convert, disk_needed, quantise
+from pipelines.release.gguf import Header, convert, converter_root, disk_needed, quantise
 from pipelines.release.imatrix import importance
 from pipelines.release.parity import compare, plot
 from pipelines.release.parity_chats import compare_chats, load_reference, plot_chats
@@ -56,7 +57,7 @@ def export(
     Raises:
         ArtifactError: an input is altered, or the adapter was trained on another training set.
         ExportError: the model cannot be merged or converted faithfully, or the disk is full.
-        ConfigError: ``settings.serve`` is not among the quantisations.
+        ConfigError: ``settings.serve`` is not among the quantisations, or ``LLAMA_CPP_ROOT`` holds no converter.
         LockedError: another process exports into ``folder``.
     """
     if settings.serve not in settings.quantisations:
@@ -71,7 +72,7 @@ def export(
             f"{adapter.path} was trained on the training set {trained_on}, not on {training_set.fingerprint}; "
             "materialise lora_adapter again"
         )
-    versions = {name: version(name) for name in PACKAGES}
+    versions = exporter_versions()
     key = fingerprint(
         "gguf_model",
         EXPORTER,
@@ -115,6 +116,19 @@ def export(
             }
             seal(scratch, {**manifest, **facts})
         return load(folder / key)
+
+
+def exporter_versions() -> dict[str, str]:
+    """Versions of what decides the bytes of the files; of a converter by ``LLAMA_CPP_ROOT`` the hash of its code.
+
+    Raises:
+        ConfigError: ``LLAMA_CPP_ROOT`` holds no converter.
+    """
+    found = {name: version(name) for name in PACKAGES}
+    if (root := Environment().llama_cpp_root) is not None:
+        code = converter_root(root) / "conversion"
+        found["converter"] = fingerprint([[path.name, file_sha256(path)] for path in sorted(code.rglob("*.py"))])
+    return found
 
 
 def _export_classifier(
@@ -384,7 +398,10 @@ def base_licence(folder: Path) -> str:
         return "unknown"
     import yaml
 
-    facts = yaml.safe_load(front.group(1))
+    try:
+        facts = yaml.safe_load(front.group(1))
+    except yaml.YAMLError:  # somebody else's card: what it says cannot be known, and holds up nothing
+        return "unknown"
     return str(facts.get("license") or "unknown") if isinstance(facts, dict) else "unknown"
 
 

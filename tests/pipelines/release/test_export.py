@@ -8,7 +8,7 @@ from filelock import FileLock
 
 from pipelines.artifacts import Artifact
 from pipelines.errors import ArtifactError, ConfigError, ExportError, LockedError
-from pipelines.release.export import base_licence, export
+from pipelines.release.export import base_licence, export, exporter_versions
 from pipelines.release.settings import ReleaseSettings
 from tests.pipelines.release.samples import copied, no_progress
 
@@ -77,6 +77,25 @@ def test_a_full_disk_is_noticed_before_the_work(
     assert [path for path in (tmp_path / "gguf_model").iterdir() if path.is_dir()] == []
 
 
+def test_another_converter_makes_another_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that failed its comparison is made again when a newer converter is given, as the error advises."""
+    monkeypatch.delenv("LLAMA_CPP_ROOT", raising=False)
+    bundled = exporter_versions()
+    package = tmp_path / "conversion"
+    monkeypatch.setenv("LLAMA_CPP_ROOT", str(tmp_path))
+    with pytest.raises(ConfigError, match="LLAMA_CPP_ROOT must be a llama"):
+        exporter_versions()
+    package.mkdir()
+    (package / "__init__.py").write_text("", encoding="utf-8")
+    (package / "qwen.py").write_text("first = 1\n", encoding="utf-8")
+    first = exporter_versions()
+    assert {**first, **bundled} == first != bundled
+    assert exporter_versions() == first
+    (package / "qwen.py").write_text("first = 2\n", encoding="utf-8")
+    assert exporter_versions() != first
+    assert str(tmp_path) not in str(first)
+
+
 def test_a_file_to_serve_that_is_not_written_is_a_config_error(
     training: tuple[Artifact, Artifact], tmp_path: Path
 ) -> None:
@@ -96,6 +115,7 @@ def test_two_exports_do_not_write_to_one_folder_at_once(training: tuple[Artifact
         ("---\nlicense: mit\n---\n# Card", "mit"),
         ("# no front matter", "unknown"),
         ("---\nlanguage: en\n---", "unknown"),
+        ("---\nlicense: [mit\n---", "unknown"),
     ],
 )
 def test_the_licence_is_what_the_bases_card_states(tmp_path: Path, card: str, licence: str) -> None:
