@@ -35,7 +35,16 @@ def bundle(folder: Path, gguf: Artifact, adapter: Artifact, report: Artifact, *,
 
     Raises:
         ArtifactError: a chat template is not the one trained with.
+        ExportError: the disk has no room for it.
     """
+    copied = [gguf.path / name for name in gguf.manifest["files"]] + [*adapter.path.rglob("*")]
+    needed, free = sum(path.stat().st_size for path in copied) + (1 << 20), shutil.disk_usage(folder).free
+    if free < needed:
+        raise ExportError(
+            f"publishing copies {needed / 1e9:.3g} GB to {folder.parent}, and {free / 1e9:.3g} GB are free: make room, "
+            f"remove old versions (python -m pipelines.release prune {gguf.manifest['use_case']} --keep 1), or leave "
+            "out some of release.quantisations"
+        )
     beside = _beside(gguf, adapter)
     for name in gguf.manifest["files"]:
         shutil.copyfile(gguf.path / name, folder / name)

@@ -126,6 +126,7 @@ def publish(
 
     Raises:
         ArtifactError: an artifact is altered, or they do not belong together.
+        ExportError: the disk has no room for another version.
         GateRefusedError: the report refuses this adapter, is about another one or compares with another champion than
             the present one, or the files failed their comparison.
         ConfigError: the URL can hold no registry, or the store does not let us in.
@@ -429,7 +430,7 @@ def _read(storage: Storage, version: str, use_case: str) -> PublishedVersion:
     try:
         return PublishedVersion(use_case, version, json.loads(found[0]), found[0], storage)
     except ValueError as error:
-        raise ArtifactError(f"{shown} cannot be read: {error}") from error
+        raise ArtifactError(f"{shown} cannot be read ({error}); restore it, or remove that version's files") from error
 
 
 def _find(storage: Storage, use_case: str, version: str) -> PublishedVersion:

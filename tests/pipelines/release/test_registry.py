@@ -1,6 +1,7 @@
 """Publishing: only what the gate let pass, whole and once; going back restores what was there."""
 
 import json
+import shutil
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines.artifacts import Artifact, load
-from pipelines.errors import ArtifactError, ConfigError, GateRefusedError, LockedError, NotBuiltError
+from pipelines.errors import ArtifactError, ConfigError, ExportError, GateRefusedError, LockedError, NotBuiltError
 from pipelines.fingerprint import folder_sha256s, write_json_atomically
 from pipelines.release import registry, storage
 from pipelines.release.classifier import GgufClassifier
@@ -124,6 +125,22 @@ def test_files_that_failed_their_comparison_are_refused(
     failed = copied(tiny, tmp_path / "failed", parity={"passed": False, "reasons": ["Q4_K_M predicts otherwise"]})
     with pytest.raises(GateRefusedError, match="Q4_K_M predicts otherwise"):
         publish(failed, adapter, report, use_case=USE_CASE, registry_url=url)
+
+
+def test_a_full_disk_is_noticed_before_anything_is_copied(
+    tiny: Artifact, adapter: Artifact, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T15: and the champion stays."""
+    published(tiny, adapter, tmp_path, url, 1)
+    judged = write_report(tmp_path / "judged", adapter, champion=adapter.fingerprint)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1_000_000))
+    with pytest.raises(
+        ExportError, match=r"publishing copies 0\.[0-9]+ GB to .*registry.* 0\.001 GB are free: make room"
+    ):
+        publish(variant(tiny, tmp_path, 7), adapter, judged, use_case=USE_CASE, registry_url=url)
+    assert served(url) == "v1"
+    assert sorted(path.name for path in (Path(url) / USE_CASE).iterdir() if path.is_dir()) == ["v1"]
 
 
 @pytest.mark.parametrize("damage", ["altered", "missing", "added", "unfinished"])
