@@ -991,6 +991,22 @@ def chat(draw: Draw, *, texts: int, facts: int, questions: int, absent: float = 
     return turns
 
 
+def recital(draw: Draw, *, texts: int, facts: int) -> tuple[list[Message], list[str]]:
+    """Texts and a question, then answers alone: on all that is told of their subjects, or not, in any order.
+
+    And what each answer begins with, up to the value: only the first one's beginning can be foreseen.
+    """
+    context, told, untold = texts_and_facts(draw, texts=texts, facts=facts)
+    known = [(fact, fact.answer) for fact in told if fact.attribute]
+    known += [(fact, refusal(fact)) for fact in untold if fact.attribute]
+    draw.random.shuffle(known)
+    settings = _SETTINGS.model_copy(update={"context_tokens": 1_000_000})
+    question = Message("user", known[0][0].question if known else told[0].question)
+    turns = build_messages(settings, [question], context, count_tokens=lambda _: 0)
+    turns += [Message("assistant", answer) for _, answer in known]
+    return turns, [fact.answer.removesuffix(f" {fact.value}.") for fact, _ in known]
+
+
 def practice(draw: Draw, *, items: int) -> str:
     """A list of made-up names and numbers, then again in another order: copying, and nothing else."""
     pairs = []

@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import Empty, Full
 from typing import Any
 
-from pipelines.basemodel.language import Case, Draw, case, chat, practice, prose
+from pipelines.basemodel.language import Case, Draw, case, chat, practice, prose, recital
 from pipelines.basemodel.tokenizer import END_OF_TEXT, encode_chat, save_tokenizer, train_tokenizer
 from pipelines.environment import available_cores
 from pipelines.figures import canvas, png
@@ -60,6 +60,8 @@ class _Stage:
     absent: float = 0.25
     """Share of questions whose answer no text tells."""
     lifelike: bool = False
+    recited: float = 0.0
+    """Share of sequences in which one answer follows another without questions: many to look up in little text."""
     others: float = 0.15
     """What a token counts that is no answer's: names and numbers there cannot be foreseen."""
 
@@ -70,7 +72,7 @@ _STAGES = (
     _Stage(1500, 512, 0.05, (1, 3), (2, 4), (3, 8)),
     _Stage(3000, 512, 0.03, (1, 3), (3, 5), (3, 8), lifelike=True, others=0.05),
     _Stage(5000, 512, 0.02, (1, 3), (3, 5), (5, 12), lifelike=True, others=0.05),
-    _Stage(math.inf, 1024, 0.02, (2, 4), (3, 6), (6, 14), absent=0.33, lifelike=True, others=0.05),
+    _Stage(math.inf, 1024, 0.02, (2, 4), (3, 6), (6, 14), absent=0.33, lifelike=True, recited=0.45, others=0.05),
 )
 
 
@@ -82,9 +84,10 @@ def batch(recipe: Recipe, tokenizer: Any, step: int) -> tuple[Any, Any]:
     draw = Draw(recipe.seed * 1_000_003 + step, lifelike=stage.lifelike)
     pick = draw.random
     separator = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
-    ids: list[int] = []
-    weights: list[float] = []
-    while len(ids) < recipe.batch_tokens:
+    shape = (recipe.batch_tokens // stage.length, stage.length)
+    ids, weights = np.full(shape, separator, dtype=np.int16), np.zeros(shape, dtype=np.float32)
+    used, drawn = [0] * shape[0], 0
+    while drawn < 1.25 * recipe.batch_tokens:  # what finds no room in any sequence is left out
         chance = pick.random()
         if chance < stage.practice:
             pieces = tokenizer.backend_tokenizer.encode(
@@ -96,6 +99,14 @@ def batch(recipe: Recipe, tokenizer: Any, step: int) -> tuple[Any, Any]:
             text = prose(draw, texts=pick.randint(*stage.texts))
             pieces = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
             counted = [0.3] * len(pieces)
+        elif chance < stage.practice + 0.04 + stage.recited:
+            turns, begins = recital(draw, texts=pick.randint(*stage.texts), facts=pick.randint(*stage.facts))
+            pieces, answers = encode_chat(tokenizer, turns)
+            counted = [1.0 if answer else stage.others for answer in answers]
+            starts = [at for at, answer in enumerate(answers) if answer and not answers[at - 1]]
+            encoded = tokenizer.backend_tokenizer.encode_batch(begins, add_special_tokens=False)
+            for at, begin in list(zip(starts, encoded, strict=True))[1:]:
+                counted[at : at + len(begin.ids)] = [stage.others] * len(begin.ids)
         else:
             turns = chat(
                 draw,
@@ -108,18 +119,14 @@ def batch(recipe: Recipe, tokenizer: Any, step: int) -> tuple[Any, Any]:
             counted = [1.0 if answer else stage.others for answer in answers]
         if len(pieces) >= stage.length:  # an answer without its text teaches to make it up
             continue
-        room = stage.length - len(ids) % stage.length
-        if len(pieces) + 1 > room:  # what would be cut in two begins the next sequence
-            ids += [separator] * room
-            weights += [0.0] * room
-        ids += [*pieces, separator]
-        weights += [*counted, 0.0]
-    rows = recipe.batch_tokens // stage.length
-    shape = (rows, stage.length)
-    return (
-        np.array(ids[: recipe.batch_tokens], dtype=np.int16).reshape(shape),
-        np.array(weights[: recipe.batch_tokens], dtype=np.float32).reshape(shape),
-    )
+        drawn += len(pieces) + 1
+        for row, start in enumerate(used):
+            if start + len(pieces) < stage.length:
+                ids[row, start : start + len(pieces)] = pieces
+                weights[row, start : start + len(pieces)] = counted
+                used[row] += len(pieces) + 1
+                break
+    return ids, weights
 
 
 def _make_ahead(recipe: Recipe, folder: str, first: int, queue: Any) -> None:

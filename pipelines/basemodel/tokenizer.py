@@ -82,4 +82,5 @@ def encode_chat(tokenizer: Any, turns: list[Message]) -> tuple[list[int], list[b
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Every file that transformers and llama.cpp's converter read."""
     folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.backend_tokenizer.no_padding()  # a padded call before stays in it, and would stay in the file
     tokenizer.save_pretrained(folder)

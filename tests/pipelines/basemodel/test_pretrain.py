@@ -1,5 +1,7 @@
 """Training from scratch: the same batches for the same step, and a killed training goes on as if nothing had been."""
 
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,26 @@ def test_the_same_step_always_gives_the_same_batch_and_counts_answers_most(token
     assert ids.size == TINY.batch_tokens
     assert weights.max() == 1.0
     assert (weights[ids == tokenizer.bos_token_id] == 0).all()
+
+
+def test_late_batches_are_full_and_count_of_answers_without_a_question_only_what_the_texts_tell(tokens: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokens)
+    ids, weights = batch(replace(TINY, batch_tokens=32_768), tokenizer, 6000)
+    assert (weights == 0).mean() < 0.25
+    runs = [
+        tokenizer.decode([token for token, _ in run])
+        for row in zip(ids.tolist(), weights.tolist(), strict=True)
+        for counted, run in groupby(zip(*row, strict=True), key=lambda each: each[1] == 1.0)
+        if counted
+    ]
+    whole = [run for run in runs if run.startswith("The ")]
+    values = [run for run in runs if run.startswith(" ")]
+    assert len(whole) > 10
+    assert len(values) > 50
+    assert all(" is " in run for run in whole)
+    assert any(run.startswith(" not stated: I do not know.") for run in values)
 
 
 def test_a_training_that_is_stopped_ends_as_one_that_is_not(tokens: Path, tmp_path: Path) -> None:

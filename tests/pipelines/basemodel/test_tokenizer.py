@@ -42,3 +42,13 @@ def test_training_sees_the_very_tokens_that_the_template_renders(tokenizer: Any)
         said = tokenizer.decode([token for token, answer in zip(ids, answers, strict=True) if answer])
         expected = "".join(f"{turn.content}<|im_end|>" for turn in turns if turn.role == "assistant")
         assert said == expected
+
+
+def test_files_written_after_a_padded_call_pad_nothing_by_themselves(tokenizer: Any, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer(["a", "longer than that"], padding=True)
+    save_tokenizer(tokenizer, tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    short, _ = again.backend_tokenizer.encode_batch(["a", "longer than that"])
+    assert len(short.ids) == 1
