@@ -112,8 +112,9 @@ def test_labelled_answers_go_through_index_intake_training_and_answers(tmp_path:
     base = tmp_path / "base"
     new_model(recipe, tokenizer).save_pretrained(base)
     save_tokenizer(tokenizer, base)
-    sizes = support.Sizes(documents=12, facts=12, unknown=4, hand_over=4)
-    rows, figures, more = support.measure(str(base), tmp_path, taught=sizes, asked=sizes, epochs=1)
+    taught = support.Sizes(documents=24, facts=24, unknown=8, hand_over=8)  # some for every split
+    asked = support.Sizes(documents=12, facts=12, unknown=4, hand_over=4)
+    rows, figures, more = support.measure(str(base), tmp_path, taught=taught, asked=asked, epochs=1)
     assert [row["contender"] for row in rows] == ["base", "retrieval only", "fine-tuning only", "both"]
     assert figures["retrieved"] > 0.8
     assert figures["training_s"] > 0
