@@ -2,8 +2,7 @@
 
 Nothing is guessed from a model's name: a chat of marked turns goes through the Jinja template, what it puts between the
 turns becomes the Go template, and chats of all shapes must then come out the same from both. A template that does not
-write its turns in order, each once, always with the same text between them, is refused; so is one that takes reasoning
-out of earlier answers, for a Go template of Ollama's has nothing to cut a text with.
+write its turns in order, each once, always with the same text between them, is refused.
 """
 
 from __future__ import annotations
@@ -54,6 +53,8 @@ class GoTemplate:
     """What ``.System`` has to be for the system text that was given; without the space around it where that is lost."""
     keeps_space: bool
     """Whether space around a turn's text stays; where the original takes it away, a Go template cannot."""
+    keeps_reasoning: bool
+    """Whether reasoning in a turn stays; where the original takes it out, a Go template cannot."""
     takes_system: bool
     """Whether a chat may have a system turn."""
     chats: int
@@ -111,13 +112,7 @@ def go_template(render: Render, *, bos: str | None, system: str = "", own_system
     for chat in chats:
         _same(*prompts(chat, text))
     thought = list(_chats(REASONING, with_system=bool(z)))
-    for chat in thought:
-        wanted, found = prompts(chat, text)
-        if wanted != found:
-            raise ExportError(
-                "the chat template takes out or rewrites reasoning in turns (such as <think>…</think> in earlier "
-                "answers), which no Go template can: Ollama would show the model chats that the original does not make"
-            )
+    kept = all(wanted == found for wanted, found in (prompts(chat, text) for chat in thought))
     wanted, found = prompts([Message(message.role, SPACED) for message in max(chats, key=len)], text)
     keeps_space = wanted == found
     if system:
@@ -130,7 +125,7 @@ def go_template(render: Render, *, bos: str | None, system: str = "", own_system
             text = _head(opened, closed, inside, takes_system=True) + turns
             _same(wanted, prompts([asked], text)[1])
         _same(wanted, prompts([Message("system", system), asked], text)[1])
-    return GoTemplate(text, system, keeps_space, bool(z), len(chats) + len(thought))
+    return GoTemplate(text, system, keeps_space, kept, bool(z), len(chats) + (len(thought) if kept else 0))
 
 
 def evaluate(template: str, messages: Sequence[Message]) -> str:

@@ -138,6 +138,11 @@ def _remarks(template: GoTemplate) -> list[str]:
     remarks = []
     if not template.keeps_space:
         remarks.append("# Space around a turn's text was taken away in training. Ollama leaves it: send none.")
+    if not template.keeps_reasoning:
+        remarks.append(
+            "# The original takes reasoning (such as <think>…</think>) out of earlier answers. Ollama leaves"
+        )
+        remarks.append("# it: prompts are the same only where answers have none, or what calls the model takes it out.")
     if not template.takes_system:
         remarks.append("# The chat template knows no system text: one that is sent is not shown to the model.")
     return remarks

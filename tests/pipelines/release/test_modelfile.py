@@ -169,7 +169,6 @@ def test_of_a_local_base_only_its_name_is_said(folder: Path, tmp_path: Path) -> 
         (MISTRAL_SYSTEM_LAST, "around turns that follow a system text|not write the turns system"),
         (GEMMA, "System role not supported"),
         (DATED, "or writes the date"),
-        (QWEN_3, "takes out or rewrites reasoning"),
         (CHATML.replace("message['content']", "message['content'] | upper"), "does not write the turns"),
     ],
 )
@@ -178,6 +177,12 @@ def test_a_template_that_ollama_cannot_render_makes_no_modelfile(folder: Path, t
     for write in (modelfile, adapter_modelfile):
         with pytest.raises(ExportError, match=said):
             write(*facts(folder, template))
+
+
+def test_a_remark_says_where_reasoning_would_stay_in_earlier_answers(folder: Path) -> None:
+    """T10, G11"""
+    assert "takes reasoning" in modelfile(*facts(folder, QWEN_3))
+    assert "takes reasoning" not in modelfile(*facts(folder, CHATML))
 
 
 def test_a_bos_that_the_file_adds_and_the_template_does_not_makes_no_modelfile(folder: Path) -> None:
