@@ -25,7 +25,7 @@ from pipelines.evaluation.metrics import best_threshold, score, scores
 from pipelines.labels.examples import Example, read_split
 from pipelines.training.dataset import indicators
 from pipelines.training.lora import bf16_is_faster, save, with_adapter
-from pipelines.training.memory import with_smaller_batches
+from pipelines.training.memory import most_at_once, with_smaller_batches
 from pipelines.training.processes import add_up_gradients
 from pipelines.training.progress import Progress, recorder
 from pipelines.training.settings import ClassifySettings
@@ -106,6 +106,7 @@ def fit_classifier(
         return {"score": float((logits.argmax(axis=1) == labels).mean())}
 
     data, watch = encoded(rows), recorder(progress, work, len(rows), settings.patience)
+    longest = max(len(row["input_ids"]) for row in data)
     drawn = torch.randperm(len(data))[:PROBED_ROWS].tolist()
     probed = sorted((data[index] for index in drawn), key=lambda row: len(row["input_ids"]))
     batches = [padded(probed[start : start + 32]) for start in range(0, len(probed), 32)]
@@ -116,20 +117,23 @@ def fit_classifier(
     loss_of = loss_function(settings, indicators([row.labels for row in rows], categories), multi_label=multi_label)
 
     class GroupedTrainer(Trainer):
-        """Trains on batches of alike lengths, an optimiser step each; ``rows_at_once`` go through the model."""
+        """Trains on batches of alike lengths, an optimiser step each; ``tokens_at_once`` go through the model."""
 
-        rows_at_once: int
+        tokens_at_once: int
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             model.train()
             inputs = self._prepare_inputs(inputs)
             alone: Any = self.model  # without what waits for the other processes after each part
+            examples, width = inputs["input_ids"].shape
+            most = min(examples, max(1, self.tokens_at_once // width))
 
             def step(at_once: int) -> Any:
-                self.rows_at_once = at_once
+                if at_once < most:
+                    self.tokens_at_once = at_once * width
                 alone.zero_grad()  # of a try that ran out of memory
                 loss = torch.zeros((), device=self.args.device)
-                for start in range(0, len(inputs["labels"]), at_once):
+                for start in range(0, examples, at_once):
                     some = {name: value[start : start + at_once] for name, value in inputs.items()}
                     labels, longest = some.pop("labels"), int(some["attention_mask"].sum(dim=1).max())
                     outputs = alone(**{name: value[:, :longest] for name, value in some.items()})
@@ -138,7 +142,7 @@ def fit_classifier(
                     loss += part.detach()
                 return loss
 
-            loss = with_smaller_batches(step, self.rows_at_once, logger.warning)
+            loss = with_smaller_batches(step, most, logger.warning)
             add_up_gradients(alone)
             return loss * self.args.world_size  # the Trainer takes the mean over processes
 
@@ -155,7 +159,8 @@ def fit_classifier(
 
         def evaluate(self, *args: Any, **more: Any) -> dict[str, float]:
             if self.args.world_size == 1:  # several processes have to agree
-                self.args.per_device_eval_batch_size = 2 * self.rows_at_once  # without gradients to keep
+                # Without gradients to keep.
+                self.args.per_device_eval_batch_size = 2 * max(1, self.tokens_at_once // longest)
             return super().evaluate(*args, **more)
 
         def create_optimizer(self, model: Any = None) -> Any:
@@ -172,11 +177,9 @@ def fit_classifier(
         compute_loss_func=loss_of,
         compute_metrics=validation_score,
     )
-    trainer.rows_at_once = trainer.args.per_device_train_batch_size
-    if settings.micro_batch_tokens is not None:
-        longest = max(len(row["input_ids"]) for row in data)
-        trainer.rows_at_once = min(trainer.rows_at_once, max(1, settings.micro_batch_tokens // longest))
-        trainer.args.per_device_eval_batch_size = 2 * trainer.rows_at_once
+    rows_at_once = most_at_once(settings, longest, trainer.args.world_size)
+    trainer.tokens_at_once = rows_at_once * longest
+    trainer.args.per_device_eval_batch_size = 2 * rows_at_once
     state, losses = fit(trainer, watch, settings, work), [point.loss for point in watch.points]
     save(model, tokenizer, folder, settings)
 
@@ -212,7 +215,7 @@ def fit_classifier(
             "steps": state.global_step,
             "stopped_early": watch.stopped_early,
             "tokens": int(state.num_input_tokens_seen),
-            "rows_at_once": trainer.rows_at_once,
+            "tokens_at_once": trainer.tokens_at_once,
             "rows_cut": sum(len(row["input_ids"]) == settings.maximum_tokens for row in data),
             "trained_parameters": sum(value.numel() for value in model.parameters() if value.requires_grad),
         },

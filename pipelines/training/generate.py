@@ -30,7 +30,7 @@ from pipelines.labels.examples import Example, read_split
 from pipelines.prompt import PromptSettings, build_messages, fullest_prompt, render, template_hash
 from pipelines.training.chats import EncodedChat, encode_chats
 from pipelines.training.lora import bf16_is_faster, save, with_adapter
-from pipelines.training.memory import CHAT_TOKENS_AT_ONCE, with_smaller_batches
+from pipelines.training.memory import TOKENS_AT_ONCE, with_smaller_batches
 from pipelines.training.packing import CHAT_BY_CHAT, register, windowed
 from pipelines.training.passes import NOT_COUNTED, Passes, flattened
 from pipelines.training.processes import add_up_gradients, summed
@@ -312,7 +312,7 @@ def _trainer(
         train_dataset=chats,
         eval_dataset=validation_chats or None,
     )
-    trainer.room = settings.micro_batch_tokens or CHAT_TOKENS_AT_ONCE
+    trainer.room = settings.micro_batch_tokens or TOKENS_AT_ONCE
     return trainer
 
 

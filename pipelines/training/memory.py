@@ -37,8 +37,8 @@ EFFICIENCY = 0.4
 MOVED = {"cpu": 20, "cuda": 6}
 """Times what is kept for the backward pass is read or written; on a busy CPU 22 to 28, on a GPU assumed."""
 
-CHAT_TOKENS_AT_ONCE = 2048
-"""Of chats, where nothing else is said: more is no faster, on a CPU or with 24 layers on a GPU."""
+TOKENS_AT_ONCE = 2048
+"""Where nothing else is said, of chats and on a CPU: more is no faster there, nor with chats and 24 layers on a GPU."""
 
 LOGITS_BYTES = 2**27
 """Of chats, whose logits are computed a part at a time, with their gradients."""
@@ -130,7 +130,7 @@ def estimate(settings: FineTuneSettings, training_set: Artifact, base: Path, *, 
     tokens = int(sum(lengths) / max(1, len(lengths)) * len(rows) * settings.epochs)
     categories = max(2, len(training_set.manifest["categories"]))
     chats = isinstance(settings, GenerateSettings)
-    at_once = wanted = _rows_at_once(settings, longest, processes)
+    at_once = wanted = most_at_once(settings, longest, processes)
     free = free_memory()
     asked = settings.save_memory if isinstance(settings, GenerateSettings) else False
     saves = bool(asked)
@@ -167,11 +167,14 @@ def estimate(settings: FineTuneSettings, training_set: Artifact, base: Path, *, 
     return found
 
 
-def _rows_at_once(settings: FineTuneSettings, longest: int, processes: int) -> int:
+def most_at_once(settings: FineTuneSettings, longest: int, processes: int) -> int:
+    """Examples of ``longest`` tokens that go through the model at once on each device, if memory holds them."""
+    import torch
+
     most = max(1, settings.batch_size // processes)
     tokens = settings.micro_batch_tokens
-    if tokens is None and isinstance(settings, GenerateSettings):
-        tokens = CHAT_TOKENS_AT_ONCE
+    if tokens is None and (isinstance(settings, GenerateSettings) or not torch.cuda.is_available()):
+        tokens = TOKENS_AT_ONCE
     return most if tokens is None else min(most, max(1, tokens // longest))
 
 

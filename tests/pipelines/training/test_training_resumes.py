@@ -302,7 +302,10 @@ def test_two_processes_make_what_one_makes_and_outlive_neither_each_other_nor_a_
     assert second.exitcode == 0
     (made,) = accepted(job.output)
     assert made.manifest["processes"] == 2
-    assert made.manifest["effective"] == {**alone.manifest["effective"], "rows_at_once": 3}
+    assert made.manifest["effective"] == {
+        **alone.manifest["effective"],
+        "tokens_at_once": alone.manifest["effective"]["tokens_at_once"] // 2,
+    }
     one, two = load_file(alone.path / WEIGHTS), load_file(made.path / WEIGHTS)
     learned = [torch.cat([tensors[name].flatten() for name in one if "lora_B" in name]) for tensors in (one, two)]
     assert torch.nn.functional.cosine_similarity(*learned, dim=0) > 0.98, "but for rounding"
