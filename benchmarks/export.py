@@ -1,4 +1,4 @@
-"""From base and adapter to an F16 GGUF file: time and memory, ours against peft's merge and llama.cpp's converter.
+"""From base and adapter to GGUF: time and memory, ours against peft's merge and llama.cpp's converter; and parity.
 
     python -m benchmarks.export [--json FILE] [--quick] [--repeat 3] [--seven]
 
@@ -14,6 +14,12 @@ Seconds are end to end, with the processes' starts and imports, which are also s
 resident set above what the imports take; of processes that run at once the sum. Each file's tensors are compared with
 the other's. ``--seven``: also ours on 7 B parameters (32 GB of disk, some minutes): does it stay within 4 GiB?
 ``--quick``: a tiny model.
+
+Parity: the logits of what follows each token of held-out answers, beside the merged model's in transformers in
+float32. The F16 file is read twice: in transformers, in float32, which shows what the file holds; and in llama.cpp,
+which rounds activations to 16 bits too, for everybody. ``f16_max_logit_difference`` is the larger one of both models in
+float32, ``f16_max_logit_difference_in_llama_cpp`` in llama.cpp. Next tokens are those of a trained model, the embedded
+base: by random weights the likeliest ones are all but equally likely.
 """
 
 from __future__ import annotations
@@ -30,11 +36,17 @@ import time
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import report
 from pipelines.environment import REPOSITORY, Environment, available_cores
+from pipelines.models import BUNDLED_CHAT, model_folder
 from pipelines.release.gguf import converter_root
+from pipelines.release.settings import Quantisation
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 STARTED = time.monotonic()
 OURS, THEIRS = "freshet", "merge_and_unload + converter"
@@ -47,6 +59,8 @@ SIZES: Mapping[str, dict[str, Any]] = {
            "num_key_value_heads": 4, "vocab_size": 152064},
 }  # fmt: skip
 RANK = 16
+QUANTISED: tuple[Quantisation, ...] = ("Q8_0", "Q4_K_M")
+TRANSFORMERS, LLAMA_CPP = "transformers, float32", "llama.cpp"
 GIB = 1 << 30
 
 
@@ -77,14 +91,30 @@ def main() -> None:
             | {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
             for name, turns in found.items()
         ]
+        random = beside_transformers(folder, size, folder / "base", folder / "adapter", chats=6)
+        trained = beside_transformers(folder, BUNDLED_CHAT, model_folder(BUNDLED_CHAT, None), None, chats=60)
     ours, theirs = rows
+    alike = {row["file"]: row["next tokens alike"] for row in trained}
+    exact, computed = (
+        max(
+            row["largest difference of a logit"]
+            for row in random + trained
+            if (row["file"], row["in"]) == ("F16", where)
+        )
+        for where in (TRANSFORMERS, LLAMA_CPP)
+    )
     figures = {
-        "times_faster": theirs["seconds"] / ours["seconds"],
-        "times_faster_without_imports": (theirs["seconds"] - theirs["import_seconds"])
+        "time_vs_reference": theirs["seconds"] / ours["seconds"],
+        "time_vs_reference_without_imports": (theirs["seconds"] - theirs["import_seconds"])
         / (ours["seconds"] - ours["import_seconds"]),
-        "memory_share": ours["peak_mb"] / theirs["peak_mb"],
+        "memory_vs_reference": ours["peak_mb"] / theirs["peak_mb"],
         "largest_difference": largest,
+        "f16_max_logit_difference": exact,
+        "f16_max_logit_difference_in_llama_cpp": computed,
+        "f16_top1_agreement": alike["F16"],
+        "q8_0_top1_agreement": alike["Q8_0"],
     }
+    rows += random + trained
     missing = {} if chosen.seven else {"7B": "--seven was not given"}
     if chosen.seven:
         needed = 4 * 7.7e9 + GIB
@@ -109,7 +139,7 @@ def main() -> None:
     )
 
 
-def run(part: str, folder: Path, *more: str) -> dict[str, float]:
+def run(part: str, folder: Path, *more: str) -> dict[str, Any]:
     """One part, in a process of its own, which says what it took; ``seconds`` are those of the process."""
     (folder / "arguments.json").write_text(json.dumps(more), encoding="utf-8")
     command = [sys.executable, "-m", "benchmarks.export", "--part", part, str(folder)]
@@ -117,7 +147,7 @@ def run(part: str, folder: Path, *more: str) -> dict[str, float]:
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{part} failed: {done.stderr[-3000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return {"seconds": time.monotonic() - began, **found}
 
 
@@ -204,6 +234,69 @@ def ours(folder: Path) -> dict[str, float]:
     }
 
 
+def beside_transformers(
+    folder: Path, model: str, base: Path, adapter: Path | None, *, chats: int
+) -> list[dict[str, Any]]:
+    """A row for each file, made anew, and for what reads it."""
+    found: Any = run("parity", folder, str(base), str(adapter or ""), str(chats))["rows"]
+    return [{"contender": OURS, "model": model, **row} for row in found]
+
+
+def parity(folder: Path) -> dict[str, Any]:
+    """How the files' logits differ from the merged model's."""
+    import numpy as np
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pipelines.basemodel.language import Draw, chat
+    from pipelines.release.gguf import convert, quantise
+    from pipelines.release.language import GgufLanguageModel
+    from pipelines.training.chats import encode_chats
+
+    torch.set_num_threads(available_cores())
+    base, adapter, number = json.loads((folder / "arguments.json").read_text(encoding="utf-8"))
+    files = {name: folder / f"{name}.gguf" for name in ("F16", *QUANTISED)}
+    convert(Path(base), files["F16"], name="model", metadata={}, adapter=Path(adapter) if adapter else None)
+    for name in QUANTISED:
+        quantise(files["F16"], files[name], name, None)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if adapter:
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    draw = Draw(7, held_out=True, lifelike=True)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    chats = encode_chats(tokenizer, [chat(draw, texts=3, facts=4, questions=1) for _ in range(int(number))])
+    answers = [(one.ids[:-1], one.answers[-1][0] - 1) for one in chats]  # and where the first token is foreseen
+
+    def in_transformers(one: Any) -> list[NDArray[np.float32]]:
+        with torch.inference_mode():
+            return [one(input_ids=torch.tensor([ids])).logits[0, first:].numpy() for ids, first in answers]
+
+    wanted = np.concatenate(in_transformers(model))
+    rows = []
+
+    def add(name: str, where: str, logits: list[NDArray[np.float32]]) -> None:
+        found = np.concatenate(logits)[:, : wanted.shape[1]]
+        rows.append(
+            {
+                "file": name,
+                "in": where,
+                "places": len(wanted),
+                "largest difference of a logit": float(np.abs(found - wanted).max()),
+                "next tokens alike": float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean()),
+            }
+        )
+
+    read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=files["F16"].name, dtype=torch.float32)
+    add("F16", TRANSFORMERS, in_transformers(read))
+    del model, read
+    longest = max(len(ids) for ids, _ in answers)
+    for name, path in files.items():
+        llama = GgufLanguageModel(path, longest)
+        add(name, LLAMA_CPP, [llama.logits(ids, first=first) for ids, first in answers])
+    return {"rows": rows}
+
+
 def imports(code: str) -> float:
     """MB that a process holds after ``code``."""
     code += "; print(open('/proc/self/status').read())"
@@ -277,7 +370,7 @@ def resident(status: str) -> float:
     return next((int(line.split()[1]) * 1024 / 1e6 for line in status.splitlines() if line.startswith("VmHWM")), 0.0)
 
 
-PARTS: dict[str, Any] = {"make": make, "ours": ours, "merge": merge, "convert": convert_merged}
+PARTS: dict[str, Any] = {"make": make, "ours": ours, "merge": merge, "convert": convert_merged, "parity": parity}
 
 
 if __name__ == "__main__":
