@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.errors import NotBuiltError
-from pipelines.release.registry import PublishedVersion, champion, versions
+from pipelines.errors import ArtifactError, NotBuiltError
+from pipelines.release.registry import PublishedVersion, champion, find_version, versions_or_why
 
 _COMPARED = (
     "task", "base_model", "base_revision", "training_set", "settings", "prompt", "categories", "multi_label",
@@ -19,34 +19,44 @@ _COMPARED = (
 def overview(registry_url: str, use_case: str) -> list[dict[str, Any]]:
     """Every version, the oldest first: its name, date, whether it is served, and the figures of its files.
 
+    Of a version whose manifest is damaged, its name and why it cannot be read (``unreadable``).
+
     Raises:
         NotBuiltError: nothing is published.
         ArtifactError: the pointer, or the version that it names, is damaged.
     """
-    served, known = champion(registry_url, use_case), versions(registry_url, use_case)
+    served, known = champion(registry_url, use_case), versions_or_why(registry_url, use_case)
     if not known:
         raise NotBuiltError(
             f"{use_case} has no published version in {registry_url}: run the job {use_case}_retrain first"
         )
     return [
         {
-            "version": version.version,
-            "served": served is not None and served.version == version.version,
-            "published_at": version.manifest["published_at"],
-            "metric": _metric(version),
-            "files": {
-                name: {"score": _score(version, found), "agreement": found["agreement"], "size": found["size"]}
-                for name, found in version.manifest["quantisations"].items()
-            },
+            "version": name,
+            "served": served is not None and served.version == name,
+            **({"unreadable": str(one)} if isinstance(one, ArtifactError) else _figures(one)),
         }
-        for version in known
+        for name, one in known.items()
     ]
+
+
+def _figures(version: PublishedVersion) -> dict[str, Any]:
+    return {
+        "published_at": version.manifest["published_at"],
+        "metric": _metric(version),
+        "files": {
+            name: {"score": _score(version, found), "agreement": found["agreement"], "size": found["size"]}
+            for name, found in version.manifest["quantisations"].items()
+        },
+    }
 
 
 def overview_lines(found: list[dict[str, Any]]) -> list[str]:
     """``overview`` for people, the served version marked."""
     return [
-        f"{'*' if version['served'] else ' '} {version['version']:<4} {version['published_at']}  "
+        f"  {version['version']:<4} {version['unreadable']}"
+        if "unreadable" in version
+        else f"{'*' if version['served'] else ' '} {version['version']:<4} {version['published_at']}  "
         f"{version['metric']} on held-out rows: "
         + "  ".join(
             f"{name} {file['score']:.3f} ({file['size'] / 1e6:.0f} MB)" for name, file in version["files"].items()
@@ -60,12 +70,9 @@ def difference(registry_url: str, use_case: str, one: str, other: str) -> dict[s
 
     Raises:
         NotBuiltError: a version is not there.
+        ArtifactError: the manifest of one of them is damaged.
     """
-    known = {version.version: version for version in versions(registry_url, use_case)}
-    for name in (one, other):
-        if name not in known:
-            raise NotBuiltError(f"{use_case} has no version {name!r}; published: {', '.join(known) or 'none'}")
-    before, after = ({**_flat(_compared(known[name]))} for name in (one, other))
+    before, after = (_flat(_compared(find_version(registry_url, use_case, name))) for name in (one, other))
     return {
         name: (before.get(name), after.get(name))
         for name in sorted(before.keys() | after.keys())

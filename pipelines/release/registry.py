@@ -147,8 +147,9 @@ def publish(
 
     with storage.alone():
         pointer = _pointer(storage)
-        same = (known for known in reversed(_versions(storage, use_case)) if known.fingerprint == gguf.fingerprint)
-        found = next((known for known in same if _intact(known)), None)
+        known = (_read_or_why(storage, name, use_case) for name in reversed(storage.names()))
+        same = (one for one in known if isinstance(one, PublishedVersion) and one.fingerprint == gguf.fingerprint)
+        found = next((one for one in same if _intact(one)), None)
         if found is None:
             check_champion(report, pointer, storage, use_case)
             found = _read(storage, storage.add(fill), use_case)
@@ -267,8 +268,35 @@ def pointer_token(registry_url: str, use_case: str) -> str | None:
 
 
 def versions(registry_url: str, use_case: str) -> list[PublishedVersion]:
-    """All published versions, the oldest first."""
-    return _versions(open_storage(registry_url, use_case), use_case)
+    """All published versions, the oldest first.
+
+    Raises:
+        ArtifactError: the manifest of one is damaged.
+        ServerUnavailableError: the store cannot be reached.
+    """
+    storage = open_storage(registry_url, use_case)
+    return [_read(storage, name, use_case) for name in storage.names()]
+
+
+def versions_or_why(registry_url: str, use_case: str) -> dict[str, PublishedVersion | ArtifactError]:
+    """All published versions by name, the oldest first; of one with a damaged manifest, why it cannot be read.
+
+    Raises:
+        ServerUnavailableError: the store cannot be reached.
+    """
+    storage = open_storage(registry_url, use_case)
+    return {name: _read_or_why(storage, name, use_case) for name in storage.names()}
+
+
+def find_version(registry_url: str, use_case: str, version: str) -> PublishedVersion:
+    """One published version.
+
+    Raises:
+        NotBuiltError: there is no such version.
+        ArtifactError: its manifest is damaged.
+        ServerUnavailableError: the store cannot be reached.
+    """
+    return _find(open_storage(registry_url, use_case), use_case, version)
 
 
 def promote(registry_url: str, use_case: str, version: str) -> PublishedVersion:
@@ -419,10 +447,6 @@ def _pointer(storage: Storage) -> Pointer | None:
     return Pointer(value["version"], tuple(value["history"]), value["manifest_sha256"], found[1])
 
 
-def _versions(storage: Storage, use_case: str) -> list[PublishedVersion]:
-    return [_read(storage, name, use_case) for name in storage.names()]
-
-
 def _read(storage: Storage, version: str, use_case: str) -> PublishedVersion:
     found, shown = storage.read(f"{version}/{MANIFEST}"), storage.say(f"{version}/{MANIFEST}")
     if found is None:
@@ -431,6 +455,13 @@ def _read(storage: Storage, version: str, use_case: str) -> PublishedVersion:
         return PublishedVersion(use_case, version, json.loads(found[0]), found[0], storage)
     except ValueError as error:
         raise ArtifactError(f"{shown} cannot be read ({error}); restore it, or remove that version's files") from error
+
+
+def _read_or_why(storage: Storage, version: str, use_case: str) -> PublishedVersion | ArtifactError:
+    try:
+        return _read(storage, version, use_case)
+    except ArtifactError as error:
+        return error
 
 
 def _find(storage: Storage, use_case: str, version: str) -> PublishedVersion:

@@ -14,6 +14,7 @@ from pipelines.errors import ArtifactError, ConfigError, ExportError, GateRefuse
 from pipelines.fingerprint import folder_sha256s, write_json_atomically
 from pipelines.release import registry, storage
 from pipelines.release.classifier import GgufClassifier
+from pipelines.release.overview import difference, overview, overview_lines
 from pipelines.release.registry import PublishedVersion, champion, promote, publish, rollback, versions
 from tests.pipelines.release.samples import USE_CASE, copied, variant, write_report
 
@@ -197,6 +198,26 @@ def test_a_damaged_copy_is_replaced_by_a_new_version(
     with pytest.raises(ArtifactError):
         rollback(url, USE_CASE)
     assert served(url) == "v2"
+
+
+def test_a_manifest_that_cannot_be_read_is_said_and_holds_up_no_other_version(
+    tiny: Artifact, adapter: Artifact, tmp_path: Path, url: str
+) -> None:
+    first, *_ = published(tiny, adapter, tmp_path, url, 3)
+    manifest = first.path / "manifest.json"
+    manifest.chmod(0o644)
+    manifest.write_text("{")
+    lines = overview_lines(overview(url, USE_CASE))
+    assert [line[:4] for line in lines] == ["  v1", "  v2", "* v3"]
+    assert "v1/manifest.json cannot be read" in lines[0]
+    assert difference(url, USE_CASE, "v2", "v3") is not None
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        difference(url, USE_CASE, "v1", "v3")
+    report = write_report(tmp_path / "another", adapter, champion=adapter.fingerprint)
+    made = publish(variant(tiny, tmp_path / "more", 7), adapter, report, use_case=USE_CASE, registry_url=url)
+    assert (made.version, served(url)) == ("v4", "v4")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        versions(url, USE_CASE)
 
 
 def test_going_back_restores_exactly_what_was_served_and_deletes_nothing(
