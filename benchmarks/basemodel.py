@@ -1,6 +1,6 @@
 """How well the embedded base copies, and refuses: ``python -m benchmarks.basemodel [--base FOLDER] [--json FILE]``.
 
-Questions on three texts, answered greedily through the serving prompt builder, a hundred of each kind: on what the
+Questions on three texts, answered greedily through the serving prompt builder, four hundred of each kind: on what the
 texts say, and on what they do not. Held out are names, values, words and templates; the others share templates and
 words with training, and only names and values are new. Lifelike texts are cut out of longer documents, and asked about
 as people ask.
@@ -33,7 +33,7 @@ def measured(model: Any, tokenizer: Any, draw: Draw, questions: int) -> dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--base", default=BUNDLED_CHAT, help="folder of the model")
-    parser.add_argument("--questions", type=int, default=100, help="of each kind")
+    parser.add_argument("--questions", type=int, default=400, help="of each kind")
     parser.add_argument("--json", type=Path, help="write rows and figures to this file")
     parser.add_argument("--quick", action="store_true", help="a few questions: does it run?")
     chosen = parser.parse_args()

@@ -21,6 +21,7 @@ from pipelines.basemodel.tokenizer import END_OF_TEXT, encode_chat, save_tokeniz
 from pipelines.environment import available_cores
 from pipelines.figures import canvas, png
 from pipelines.fingerprint import write_json_atomically
+from pipelines.prompt import Message, PromptSettings, build_messages, render
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +34,14 @@ class Recipe:
     heads: int = 4
     feed_forward: int = 768
     context: int = 2048
-    tokens: int = 100_000_000
+    tokens: int = 183_000_000
     batch_tokens: int = 8192
     learning_rate: float = 3e-3
     warmup_steps: int = 100
     decay_share: float = 0.25
     """Share of the steps at the end in which the learning rate falls to nothing."""
+    refuses_less: float = 3.0
+    """Logits by which a refusal is made less likely at the end: see ``refuse_less``."""
     seed: int = 17
 
     @property
@@ -74,6 +77,10 @@ _STAGES = (
     _Stage(5000, 512, 0.02, (1, 3), (3, 5), (5, 12), lifelike=True, others=0.05),
     _Stage(math.inf, 1024, 0.02, (2, 4), (3, 6), (6, 14), absent=0.33, lifelike=True, recited=0.45, others=0.05),
 )
+
+
+_REFUSED = " not stated"
+"""What an answer goes on with where no text tells the value."""
 
 
 def batch(recipe: Recipe, tokenizer: Any, step: int) -> tuple[Any, Any]:
@@ -269,9 +276,10 @@ def pretrain(
             held_out = [Draw(1, held_out=True, lifelike=lifelike) for lifelike in (False, True)]
             tell(f"  held out: {measure(model, tokenizer, held_out, questions)}")
     model.eval()
+    refuse_less(model, tokenizer, recipe.refuses_less)
     final = folder / "model"
     model.to("cpu", torch.float16).save_pretrained(final)
-    save_tokenizer(tokenizer, final)
+    save_tokenizer(AutoTokenizer.from_pretrained(tokens), final)  # as it was before any padded call
     (final / "loss.png").write_bytes(loss_curve(curve))
     write_json_atomically(folder / "recipe.json", {**asdict(recipe), "curve": curve})
     return final
@@ -319,19 +327,46 @@ def measure(model: Any, tokenizer: Any, draws: Sequence[Draw], questions: int) -
     }
 
 
-def answers_of(model: Any, tokenizer: Any, cases: list[Case], *, maximum: int = 48, at_once: int = 24) -> list[str]:
-    """Greedy answers, through the serving prompt builder."""
+def refuse_less(model: Any, tokenizer: Any, by: float, *, cases: int = 100) -> None:
+    """Lower the logit of a refusal's first token by ``by``, where an answer goes on with that or with a value.
+
+    What is asked in words that the model never heard looks to it like what no text tells, so it refuses too much: the
+    prior of refusing is adjusted (Menon et al., 2021, arXiv:2007.07314). The token's row moves as little as does it on
+    the hidden states of so many training ``cases`` of each kind (ridge regression); its embedding, tied, moves along.
+    """
     import torch
 
-    from pipelines.prompt import Message, PromptSettings, build_messages, render
+    states = []
+    for draw in (Draw(3), Draw(3, lifelike=True)):
+        for each in (case(draw, absent=number % 2 == 1) for number in range(2 * cases)):
+            before, follows, _ = each.answer.rpartition(_REFUSED if each.value is None else f" {each.value}")
+            if follows:
+                text = prompt_of(each, tokenizer) + before
+                ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"].to(model.device)
+                with torch.inference_mode():
+                    states.append(model.model(input_ids=ids).last_hidden_state[0, -1].float())
+    held = torch.stack(states)
+    spread = held.T @ held / len(held) + torch.eye(held.shape[1], device=held.device)
+    token = tokenizer(_REFUSED, add_special_tokens=False)["input_ids"][0]
+    with torch.no_grad():
+        model.lm_head.weight[token] -= by * torch.linalg.solve(spread, held.mean(dim=0))
+
+
+def prompt_of(asked: Case, tokenizer: Any) -> str:
+    """By the serving prompt builder."""
 
     def count(text: str) -> int:
         return len(tokenizer(text)["input_ids"])
 
-    prompts = []
-    for each in cases:
-        turns = build_messages(PromptSettings(), [Message("user", each.question)], each.context, count_tokens=count)
-        prompts.append(render(tokenizer, turns))
+    turns = build_messages(PromptSettings(), [Message("user", asked.question)], asked.context, count_tokens=count)
+    return render(tokenizer, turns)
+
+
+def answers_of(model: Any, tokenizer: Any, cases: list[Case], *, maximum: int = 48, at_once: int = 24) -> list[str]:
+    """Greedy answers, through the serving prompt builder."""
+    import torch
+
+    prompts = [prompt_of(each, tokenizer) for each in cases]
     said = []
     was_training = model.training
     model.eval()

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.basemodel.pretrain import Recipe, batch, pretrain
+from pipelines.basemodel.language import Draw, case
+from pipelines.basemodel.pretrain import Recipe, batch, pretrain, prompt_of, refuse_less
 from pipelines.basemodel.tokenizer import save_tokenizer, train_tokenizer
+from pipelines.models import BUNDLED_CHAT, model_folder
 
 TINY = Recipe(
     vocabulary=400, hidden=32, layers=1, heads=2, feed_forward=64, tokens=6 * 1024, batch_tokens=1024, warmup_steps=2
@@ -85,3 +87,27 @@ def test_a_training_that_is_stopped_ends_as_one_that_is_not(tokens: Path, tmp_pa
     resumed = train(tmp_path / "stopped", tokens)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_refusals_become_less_likely_where_an_answer_decides_and_nothing_else_changes() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = model_folder(BUNDLED_CHAT, None)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    asked = case(Draw(8, held_out=True))
+    before, _, _ = asked.answer.rpartition(f" {asked.value}")
+    ids = tokenizer(prompt_of(asked, tokenizer) + before, return_tensors="pt", add_special_tokens=False)["input_ids"]
+
+    def logits() -> torch.Tensor:
+        with torch.inference_mode():
+            return model(input_ids=ids).logits[0, -1]
+
+    was = logits()
+    refuse_less(model, tokenizer, 1.5, cases=20)
+    change = logits() - was
+    refusing = tokenizer(" not", add_special_tokens=False)["input_ids"][0]
+    assert float(change[refusing]) == pytest.approx(-1.5, abs=0.5)
+    change[refusing] = 0
+    assert float(change.abs().max()) < 0.3, "but for what reads the token's own embedding"
