@@ -71,21 +71,18 @@ _RUDE = re.compile("fuck|cock|dick|shit|cunt|twat|piss|tit", re.IGNORECASE)
 class Draw:
     """Draws everything at random, for training or for measuring."""
 
-    def __init__(self, seed: int, *, held_out: bool = False, lifelike: bool = False) -> None:
+    def __init__(self, seed: int, *, held_out: bool = False, lifelike: bool = False, anew: bool = True) -> None:
         self.random = random.Random(seed)  # noqa: S311 - nothing secret
         self.held_out = held_out
         self.lifelike = lifelike
         """Whether texts are cut out of longer documents, and people ask as people do."""
+        self.anew = anew and lifelike and not held_out
+        """Whether words and templates that no list has are drawn too: in lifelike training."""
 
     def of(self, options: Sequence[str]) -> str:
         """One of a list: of its last fifth for measuring, of the rest for training."""
         cut = len(options) - max(1, len(options) // 5)
         return self.random.choice(options[cut:] if self.held_out else options[:cut])
-
-    @property
-    def anew(self) -> bool:
-        """Whether words and templates that no list has are drawn too: in lifelike training."""
-        return self.lifelike and not self.held_out
 
     def named(self, options: Sequence[str]) -> str:
         """One of a list of words, or another one where they are drawn, so that a word never heard is read like any."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.basemodel.language import REFUSAL, Draw, Fact, refusal, texts_and_facts
+from pipelines.basemodel.templates import QUESTION_FRAMES
 from pipelines.prompt import AnswerFormat, PromptSettings
 
 Kind = Literal["fact", "unknown", "hand over"]
@@ -127,12 +128,13 @@ def support_desk(
     """A desk with so many documents and questions of each kind; ``held_out``: it shares no name, value or template.
 
     Documents are laid out, and questions asked, in the lifelike way: where every question of those that are taught
-    begins alike, whatever begins otherwise would pass for what goes to a person.
+    begins alike, whatever begins otherwise would pass for what goes to a person. For that reason a wish is framed as
+    questions are, and nobody asks among words that mean nothing, as in the base's training.
 
     Raises:
         ValueError: there is not so much to ask about so few documents.
     """
-    draw = Draw(seed, held_out=held_out, lifelike=True)
+    draw = Draw(seed, held_out=held_out, lifelike=True, anew=False)
     texts: dict[str, str] = {}
     told: list[Fact] = []
     absent: list[Fact] = []
@@ -167,6 +169,7 @@ def support_desk(
     while len(handed_over) < hand_over:
         subject = pick.choice(sorted(subjects))
         wish = draw.of(_HAND_OVERS).replace("{s}", subject).replace("{S}", subject[0].upper() + subject[1:])
+        wish = draw.of(QUESTION_FRAMES).replace("{q}", wish)
         if wish not in handed_over:
             handed_over.add(wish)
             asked.append(Question(wish, "hand over", subject, in_manner(HAND_OVER), None))

@@ -11,6 +11,7 @@ from benchmarks import support
 from pipelines.basemodel.language import REFUSAL
 from pipelines.basemodel.pretrain import Recipe, new_model
 from pipelines.basemodel.support import (
+    _HAND_OVERS,
     ANSWER_FORMAT,
     ENDING,
     GREETING,
@@ -18,6 +19,7 @@ from pipelines.basemodel.support import (
     PROMPT,
     SECTION,
     Desk,
+    Question,
     faults,
     goes_to_a_person,
     in_manner,
@@ -25,6 +27,7 @@ from pipelines.basemodel.support import (
     support_desk,
     tells,
 )
+from pipelines.basemodel.templates import QUESTION_FRAMES
 from pipelines.basemodel.tokenizer import save_tokenizer, train_tokenizer
 from pipelines.evaluation.answers import row_kind
 
@@ -63,17 +66,35 @@ def test_every_answer_of_the_desk_is_in_its_manner_and_its_facts_stand_in_its_do
 
 
 def test_a_desk_to_measure_shares_no_subject_and_no_way_of_asking_for_a_person() -> None:
-    taught, measured = desk(5), desk(5, held_out=True)
-    asked = [
-        {
-            each.text.lower().replace(each.subject.lower(), "")
-            for each in questions.questions
-            if each.kind == "hand over"
+    desks = desk(5), desk(5, held_out=True)
+    assert not set.intersection(*({each.subject for each in asked.questions} for asked in desks))
+    taught, measured = (
+        {template for question in asked.questions for template in _HAND_OVERS if said_by(template, question)}
+        for asked in desks
+    )
+    assert len(taught) > len(measured) > 1
+    assert not taught & measured
+
+
+def said_by(template: str, question: Question) -> bool:
+    filled = template.replace("{s}", question.subject).replace("{S}", question.subject)
+    return question.kind == "hand over" and filled.lower() in question.text.lower()
+
+
+def test_wishes_for_a_person_are_framed_as_questions_on_facts_are() -> None:
+    """Else the frame would tell what goes to a person, and a frame that nobody heard would go there too."""
+    frames = [frame for frame in QUESTION_FRAMES if frame.startswith("{q} ") or frame.endswith(" {q}")]
+    for asked in (desk(5), desk(5, held_out=True)):
+        framed = {
+            kind: {
+                frame
+                for each in asked.questions
+                for frame in frames
+                if each.kind == kind and frame.removeprefix("{q}").removesuffix("{q}") in each.text
+            }
+            for kind in ("fact", "hand over")
         }
-        for questions in (taught, measured)
-    ]
-    assert not asked[0] & asked[1]
-    assert not {each.subject for each in taught.questions} & {each.subject for each in measured.questions}
+        assert len(framed["fact"] & framed["hand over"]) > 2
 
 
 @pytest.mark.parametrize(
