@@ -61,9 +61,9 @@ MAXIMUM_TOKENS = 128
 """Of an answer; the longest reference has about 70."""
 
 FINE_TUNE: dict[str, Any] = {
-    "lora": LoraSettings(rank=32, alpha=64, dropout=0.05),
-    "epochs": 8,
-    "learning_rate": 1e-3,
+    "lora": LoraSettings(rank=64, alpha=128, dropout=0.05),
+    "epochs": 4,
+    "learning_rate": 3e-4,
     "batch_size": 8,
 }
 
