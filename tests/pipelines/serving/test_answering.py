@@ -150,8 +150,8 @@ def test_a_question_that_has_nothing_to_do_with_the_documents_is_told_so(
     question = "Which football club won the league in the last season?"
     assert ask.main([CHAT_USE_CASE, question], use_cases=home) == 0
     shown = capsys.readouterr().out
-    assert CHAT_PROMPT.refusal in shown
-    assert "nothing relevant was found" in shown
+    assert "It is from no document: nothing relevant was found" in shown  # whatever so small a model says to such words
+    assert "[1]" not in shown, "nothing is cited"
     assert ask.main([CHAT_USE_CASE, question, "--hits"], use_cases=home) == 0
     assert ".md" in capsys.readouterr().out, "what came closest can still be looked at"
 
