@@ -18,7 +18,7 @@ from pipelines.corpus.search import Hit
 from pipelines.errors import ConfigError, NotBuiltError
 from pipelines.evaluation.generation import ChatModel, load_chat_model
 from pipelines.labels.examples import Example, read_split
-from pipelines.prompt import AnswerFormat, Message, render
+from pipelines.prompt import AnswerFormat, Message, PromptSettings, render
 from pipelines.release.registry import PublishedVersion
 from pipelines.serving.answering import ServedModel, answer
 from pipelines.serving.template import ChatTemplate
@@ -145,7 +145,11 @@ def test_where_nothing_is_relevant_the_refusal_is_the_answer_and_no_model_is_ask
 
 
 def test_a_question_that_has_nothing_to_do_with_the_documents_is_told_so(
-    version: PublishedVersion, shop: Shop, home: Path, capsys: pytest.CaptureFixture[str]
+    version: PublishedVersion,
+    shop: Shop,
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     question = "Which football club won the league in the last season?"
     assert ask.main([CHAT_USE_CASE, question], use_cases=home) == 0
@@ -154,6 +158,12 @@ def test_a_question_that_has_nothing_to_do_with_the_documents_is_told_so(
     assert "[1]" not in shown, "nothing is cited"
     assert ask.main([CHAT_USE_CASE, question, "--hits"], use_cases=home) == 0
     assert ".md" in capsys.readouterr().out, "what came closest can still be looked at"
+    stated = PromptSettings.model_validate
+    monkeypatch.setattr(PromptSettings, "model_validate", lambda facts: stated({**facts, "ask_without_context": False}))
+    assert ask.main([CHAT_USE_CASE, question], use_cases=home) == 0
+    shown = capsys.readouterr().out
+    assert CHAT_PROMPT.refusal in shown
+    assert "nothing relevant was found" in shown
 
 
 def test_what_is_too_long_loses_earlier_turns_then_retrieved_text_never_the_system_text(served: ServedModel) -> None:
