@@ -20,6 +20,8 @@ from pipelines.prompt import Message, PromptSettings, build_messages
 
 REFUSAL = PromptSettings().refusal
 """What the model says where the text does not tell, after it has said of what: that is looked up as for an answer."""
+NOT_STATED = "not stated"
+"""What an answer says in the place of a value that no text tells."""
 
 _SETTINGS = PromptSettings()
 
@@ -904,7 +906,7 @@ def refusal(fact: Fact) -> str:
     """What is said where no text tells ``fact``."""
     if not fact.attribute:
         return REFUSAL
-    return f"{fact.answer.removesuffix(f'{fact.value}.')}not stated: {REFUSAL}"
+    return f"{fact.answer.removesuffix(f'{fact.value}.')}{NOT_STATED}: {REFUSAL}"
 
 
 def case(draw: Draw, *, texts: int = 3, facts: int = 4, absent: bool = False) -> Case:

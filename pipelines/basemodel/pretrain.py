@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import Empty, Full
 from typing import Any
 
-from pipelines.basemodel.language import Case, Draw, case, chat, practice, prose, recital
+from pipelines.basemodel.language import NOT_STATED, Case, Draw, case, chat, practice, prose, recital
 from pipelines.basemodel.tokenizer import END_OF_TEXT, encode_chat, save_tokenizer, train_tokenizer
 from pipelines.environment import available_cores
 from pipelines.figures import canvas, png
@@ -77,10 +77,6 @@ _STAGES = (
     _Stage(5000, 512, 0.02, (1, 3), (3, 5), (5, 12), lifelike=True, others=0.05),
     _Stage(math.inf, 1024, 0.02, (2, 4), (3, 6), (6, 14), absent=0.33, lifelike=True, recited=0.45, others=0.05),
 )
-
-
-_REFUSED = " not stated"
-"""What an answer goes on with where no text tells the value."""
 
 
 def batch(recipe: Recipe, tokenizer: Any, step: int) -> tuple[Any, Any]:
@@ -339,7 +335,7 @@ def refuse_less(model: Any, tokenizer: Any, by: float, *, cases: int = 100) -> N
     states = []
     for draw in (Draw(3), Draw(3, lifelike=True)):
         for each in (case(draw, absent=number % 2 == 1) for number in range(2 * cases)):
-            before, follows, _ = each.answer.rpartition(_REFUSED if each.value is None else f" {each.value}")
+            before, follows, _ = each.answer.rpartition(f" {each.value or NOT_STATED}")
             if follows:
                 text = prompt_of(each, tokenizer) + before
                 ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"].to(model.device)
@@ -347,7 +343,7 @@ def refuse_less(model: Any, tokenizer: Any, by: float, *, cases: int = 100) -> N
                     states.append(model.model(input_ids=ids).last_hidden_state[0, -1].float())
     held = torch.stack(states)
     spread = held.T @ held / len(held) + torch.eye(held.shape[1], device=held.device)
-    token = tokenizer(_REFUSED, add_special_tokens=False)["input_ids"][0]
+    token = tokenizer(f" {NOT_STATED}", add_special_tokens=False)["input_ids"][0]
     with torch.no_grad():
         model.lm_head.weight[token] -= by * torch.linalg.solve(spread, held.mean(dim=0))
 
