@@ -199,14 +199,15 @@ def ours(folder: Path) -> dict[str, float]:
     """Merged on the way into the file, by a process that this one starts."""
     # What the imports of both processes take, this one and the one that converts, and how long they do.
     began = time.monotonic()
-    model = "import torch, transformers.models.qwen2.modeling_qwen2, pipelines.release.merge"
+    both = "import torch, pipelines.release.merge"
     root = str(converter_root(Environment().llama_cpp_root))
     mine, here = imports(
-        f"{model}, tokenizers, pipelines.release.gguf, pipelines.release.llama as l; l.llama_library()"
+        f"{both}, transformers.models.qwen2.modeling_qwen2, tokenizers, pipelines.release.gguf;"
+        "import pipelines.release.llama as l; l.llama_library()"
     )
     child_imports, there = imports(
-        f"import sys; sys.path.insert(0, {root!r}); {model}, gguf, conversion;"
-        "conversion.get_model_class('Qwen2ForCausalLM')"
+        f"import sys; sys.path.insert(0, {root!r}); {both}, transformers.models.auto.tokenization_auto, gguf;"
+        "import conversion; conversion.get_model_class('Qwen2ForCausalLM')"
     )
     probing = time.monotonic() - began
     from pipelines.release.gguf import convert

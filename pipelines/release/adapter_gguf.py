@@ -49,7 +49,7 @@ def adapter_to_gguf(adapter: Path, base: Path, output: Path, *, name: str, metad
         "architecture": language_model(base, facts),
         "name": name,
         "metadata": dict(metadata),
-        "merge": {"base": str(base), "adapter": str(adapter), "config": None},
+        "merge": merge,
         "alone": {"alpha": alpha},
         "tokenizer": None,
     }

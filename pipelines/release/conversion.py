@@ -1,18 +1,21 @@
 """``python -m pipelines.release.conversion ROOT < JOB``: one model to GGUF by llama.cpp's own converter.
 
 A process of its own: the converter puts a top-level package ``conversion`` on the path, configures logging, and its
-memory goes back when it ends. ``ROOT`` holds that package. ``JOB`` is JSON: checkpoint (its configuration and
-tokenizer, and its weights unless ``merge`` names base, adapter and changes of the configuration), output, file_type,
-architecture, name, metadata, tokenizer (what the vocabulary has to say; none for a classifier), and ``alone`` (its
-alpha) where the adapter is written without the model.
+memory goes back when it ends. ``ROOT`` holds that package. ``JOB`` is a pickled dict from the process that started
+this one: checkpoint (its configuration and tokenizer, and its weights unless ``merge`` is an opened ``Merge``), output,
+file_type, architecture, name, metadata, tokenizer (what the vocabulary has to say; none for a classifier), and
+``alone`` (its alpha) where the adapter is written without the model.
+
+Matching an adapter with its base takes transformers' modelling code, whose import alone takes seconds: who starts this
+process has done it, and here nothing imports that code.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -32,8 +35,9 @@ def main(root: str) -> int:
     logging.getLogger("hf-to-gguf").setLevel(logging.ERROR)
     sys.path.insert(0, root)
     conversion = importlib.import_module("conversion")
-    importlib.import_module("transformers.modeling_utils")  # seconds, while the job is put together
-    job = json.load(sys.stdin)
+    for needed in ("pipelines.release.merge", "transformers.models.auto.tokenization_auto"):
+        importlib.import_module(needed)  # seconds, while the job is put together
+    job = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the process that started this one
     try:
         convert(conversion, job)
     except (NotImplementedError, ExportError) as error:
@@ -63,11 +67,9 @@ def convert(conversion: Any, job: dict[str, Any]) -> None:
     import torch
 
     from pipelines.environment import available_cores
-    from pipelines.release.merge import open_merge
 
     torch.set_num_threads(available_cores())
-    found = job["merge"]
-    merge = found and open_merge(Path(found["base"]), Path(found["adapter"]), dtype="F32", config=found["config"])
+    merge: Merge | None = job["merge"]
     for tensor in merge.tensors.values() if merge and job["file_type"] == "F16" else ():
         if tensor.update is not None and not tensor.update.transposed:
             tensor.dtype = "F16"  # what it becomes in the file anyway, sooner than numpy rounds it

@@ -6,6 +6,7 @@ import ctypes
 import json
 import math
 import os
+import pickle
 import re
 import struct
 import subprocess
@@ -24,7 +25,7 @@ from pipelines.errors import ConfigError, ExportError
 from pipelines.release.conversion import REFUSED
 from pipelines.release.imatrix import ImportanceMatrix
 from pipelines.release.llama import llama_library
-from pipelines.release.merge import PARTS, PREFIX, open_merge, write_surroundings
+from pipelines.release.merge import PARTS, PREFIX, Merge, open_merge, write_surroundings
 from pipelines.release.settings import Quantisation
 from pipelines.release.tensors import stored_tensors
 from pipelines.release.tokens import SpecialTokens, load_tokenizer, pre_tokenizer, prove, special_tokens
@@ -220,7 +221,7 @@ def convert(
             merged.
         ConfigError: ``LLAMA_CPP_ROOT`` holds no converter.
     """
-    with converter() as process, _surroundings(checkpoint, adapter, config, output) as folder:
+    with converter() as process, _surroundings(checkpoint, adapter, config, output) as (folder, merge):
         facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         classifier = str((facts.get("architectures") or [None])[0]).endswith("ForSequenceClassification")
         architecture = _representable(folder, facts) if classifier else language_model(folder, facts)
@@ -233,7 +234,7 @@ def convert(
             "architecture": architecture,
             "name": name,
             "metadata": dict(metadata),
-            "merge": adapter and {"base": str(checkpoint), "adapter": str(adapter), "config": config},
+            "merge": merge,
             "tokenizer": special and {"pre": pre_tokenizer(tokenizer), "fields": _fields(special)},
         }
         run_converter(process, job, checkpoint)
@@ -249,7 +250,7 @@ def convert(
 
 
 @contextmanager
-def converter() -> Iterator[subprocess.Popen[str]]:
+def converter() -> Iterator[subprocess.Popen[bytes]]:
     """llama.cpp's converter in a process of its own, which imports what it needs while its job is put together.
 
     Raises:
@@ -262,7 +263,6 @@ def converter() -> Iterator[subprocess.Popen[str]]:
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
     )
     with process:
         try:
@@ -271,14 +271,14 @@ def converter() -> Iterator[subprocess.Popen[str]]:
             process.kill()  # of one that ended, nothing; one whose job was never given has no reason to wait
 
 
-def run_converter(process: subprocess.Popen[str], job: Mapping[str, Any], checkpoint: Path) -> None:
+def run_converter(process: subprocess.Popen[bytes], job: Mapping[str, Any], checkpoint: Path) -> None:
     """Give ``process``, of ``converter``, its job, and wait for it.
 
     Raises:
         ExportError: it refused the model, or failed.
     """
-    _, said = process.communicate(json.dumps(job))
-    reason = (said.strip().splitlines() or ["no reason given"])[-1]
+    _, said = process.communicate(pickle.dumps(job))
+    reason = (said.decode("utf-8", "replace").strip().splitlines() or ["no reason given"])[-1]
     if process.returncode == REFUSED and "pre-tokenizer" in reason:
         raise ExportError(
             f"llama.cpp's converter does not know the tokenizer in {checkpoint} ({reason}); its rules are never "
@@ -293,15 +293,18 @@ def run_converter(process: subprocess.Popen[str], job: Mapping[str, Any], checkp
 @contextmanager
 def _surroundings(
     checkpoint: Path, adapter: Path | None, config: Mapping[str, Any] | None, output: Path
-) -> Iterator[Path]:
-    """The configuration and tokenizer to convert with: the checkpoint, or what a merge writes around its weights."""
+) -> Iterator[tuple[Path, Merge | None]]:
+    """The configuration and tokenizer to convert with, the checkpoint's or what a merge writes around its weights.
+
+    And the merge, if there is one.
+    """
     if adapter is None:
-        yield checkpoint
+        yield checkpoint, None
         return
     with TemporaryDirectory(dir=output.parent, prefix=".surroundings-") as folder:
         opened = open_merge(checkpoint, adapter, dtype="F32", config=config)
         write_surroundings(opened, checkpoint, adapter, Path(folder))
-        yield Path(folder)
+        yield Path(folder), opened
 
 
 def _fields(special: SpecialTokens) -> dict[str, int | bool | None]:
