@@ -69,7 +69,7 @@ def convert(conversion: Any, job: dict[str, Any]) -> None:
     from pipelines.environment import available_cores
 
     torch.set_num_threads(available_cores())
-    merge: Merge | None = job["merge"]
+    merge: Any = job["merge"]  # a Merge, or None
     for tensor in merge.tensors.values() if merge and job["file_type"] == "F16" else ():
         if tensor.update is not None and not tensor.update.transposed:
             tensor.dtype = "F16"  # what it becomes in the file anyway, sooner than numpy rounds it
