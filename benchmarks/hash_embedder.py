@@ -53,3 +53,7 @@ class HashEmbedder(Embedder):
         """As a text."""
         vector: Vectors = self.encode([question])[0]
         return vector
+
+    def encode_questions(self, questions: Sequence[str]) -> Vectors:
+        """As texts."""
+        return self.encode(questions)

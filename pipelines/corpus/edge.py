@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import shutil
+import subprocess
 import sys
 import uuid
 from collections.abc import Collection as Ids
@@ -33,7 +35,8 @@ from pipelines.corpus.index import (
     stored_fields,
 )
 from pipelines.corpus.settings import FieldType
-from pipelines.errors import ArtifactError, ConfigError, LockedError, NotBuiltError
+from pipelines.environment import REPOSITORY
+from pipelines.errors import ArtifactError, ConfigError, EngineError, LockedError, NotBuiltError
 from pipelines.fingerprint import write_json_atomically
 
 if TYPE_CHECKING:
@@ -95,7 +98,7 @@ class EdgeIndex(VectorIndex):
         old = self._folder / f".{collection}.{uuid.uuid4().hex[:8]}"
         try:
             with self._locked(collection):
-                shard, made = self._load(collection), _new_shard(scratch, schema)
+                shard, made = _load(self._folder / collection), _new_shard(scratch, schema)
                 try:
                     _copy(shard, made)
                 finally:
@@ -122,11 +125,11 @@ class EdgeIndex(VectorIndex):
         if not self.exists(collection):
             raise NotBuiltError(f"collection {collection!r} is not in {self._folder}: materialise its sources first")
         with self._locked(collection):
-            shard = self._load(collection)
+            opened = EdgeCollection(self._folder / collection, self._schema(collection))
             try:
-                yield EdgeCollection(shard, self._schema(collection))
+                yield opened
             finally:
-                shard.close()
+                opened.close()
 
     @contextmanager
     def _locked(self, collection: str) -> Iterator[None]:
@@ -142,17 +145,6 @@ class EdgeIndex(VectorIndex):
         finally:
             lock.release()
 
-    def _load(self, collection: str) -> qdrant_edge.EdgeShard:
-        import qdrant_edge as qe
-
-        path = self._folder / collection
-        try:
-            return qe.EdgeShard.load(str(path))
-        except Exception as error:  # Edge raises nothing more precise
-            raise ArtifactError(
-                f"{path} cannot be opened: {error}. Move it away and refresh: it is then built anew"
-            ) from error
-
     def _schema(self, collection: str) -> Schema | None:
         path = self._folder / collection / _SCHEMA_FILE
         try:
@@ -167,6 +159,17 @@ class EdgeIndex(VectorIndex):
             f"collection {collection!r} in {self._folder} was held by another process for {self._lock_seconds:g} s: "
             "try again, or use a Qdrant server (QDRANT_URL) for concurrent writers"
         )
+
+
+def _load(folder: Path) -> qdrant_edge.EdgeShard:
+    import qdrant_edge as qe
+
+    try:
+        return qe.EdgeShard.load(str(folder))
+    except Exception as error:  # Edge raises nothing more precise
+        raise ArtifactError(
+            f"{folder} cannot be opened: {error}. Move it away and refresh: it is then built anew"
+        ) from error
 
 
 def _new_shard(folder: Path, schema: Schema) -> qdrant_edge.EdgeShard:
@@ -200,9 +203,14 @@ def _copy(shard: qdrant_edge.EdgeShard, target: qdrant_edge.EdgeShard) -> None:
 class EdgeCollection(Collection):
     """A loaded shard."""
 
-    def __init__(self, shard: qdrant_edge.EdgeShard, schema: Schema | None) -> None:
-        self._shard = shard
+    def __init__(self, folder: Path, schema: Schema | None) -> None:
+        self._folder = folder
+        self._shard = _load(folder)
         self._schema = schema
+
+    def close(self) -> None:
+        """Flushed."""
+        self._shard.close()
 
     @property
     def schema(self) -> Schema | None:
@@ -340,10 +348,27 @@ class EdgeCollection(Collection):
         self._shard.flush()
 
     def optimise(self) -> None:
-        """Edge has no background thread for it."""
-        if self._shard.optimize():
+        """Edge has no background thread for it; where there are graphs to build, another process does it."""
+        if self._unindexed >= _SEGMENT_POINTS // 2:
+            self.close()
+            try:
+                _optimise_elsewhere(self._folder)
+            finally:
+                self._shard = _load(self._folder)
+            _return_memory()
+        elif self._shard.optimize():
             self._shard.flush()
             _return_memory()
+
+
+def _optimise_elsewhere(folder: Path) -> None:
+    command = [sys.executable, "-m", "pipelines.corpus.optimise", str(folder), str(os.getpid())]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, errors="replace")
+    if done.returncode:
+        reason = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
+        raise EngineError(
+            f"the graphs of {folder} could not be built: {reason}. It answers without them; refresh again"
+        )
 
 
 def _config(dimension: int) -> qdrant_edge.EdgeConfig:

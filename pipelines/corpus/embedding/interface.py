@@ -52,7 +52,11 @@ class Embedder(ABC):
 
     @abstractmethod
     def encode_question(self, question: str) -> Vectors:
-        """Vector of a question: float32 of shape (dimension,), of length 1."""
+        """Vector of a question: float32 of shape (dimension,), of length 1; as soon as can be."""
+
+    @abstractmethod
+    def encode_questions(self, questions: Sequence[str]) -> Vectors:
+        """Vectors of questions: float32 of shape (n, dimension), each of length 1; as many in a second as can be."""
 
 
 def comparable(built: Mapping[str, Any], own: Mapping[str, Any]) -> bool:

@@ -48,12 +48,20 @@ class OpenVinoEmbedder(ModelEmbedder):
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """In batches of texts of similar length, as many at once as there are cores; other threads go on meanwhile."""
+        return self._encode(texts, self._files.document_prompt)
+
+    def encode_questions(self, questions: Sequence[str]) -> Vectors:
+        """As documents are, with the model's own prompt for questions, where it has one."""
+        return self._encode(questions, self._files.question_prompt)
+
+    def _encode(self, texts: Sequence[str], prompt: str) -> Vectors:
         import numpy as np
 
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         if not texts:
             return vectors
-        ids = [each for start in range(0, len(texts), _SLICE) for each in self._ids(texts[start : start + _SLICE])]
+        slices = (texts[start : start + _SLICE] for start in range(0, len(texts), _SLICE))
+        ids = [each for some in slices for each in self._ids(some, prompt)]
         lengths = [self._padded(len(each)) for each in ids]
         share = sum(lengths) // (2 * available_cores())  # few texts are spread over all cores
         failed: list[Exception] = []
@@ -83,10 +91,9 @@ class OpenVinoEmbedder(ModelEmbedder):
         vector: Vectors = unit(outputs[0])[0]
         return vector
 
-    def _ids(self, texts: Sequence[str], prompt: str | None = None) -> list[npt.NDArray[np.int64]]:
+    def _ids(self, texts: Sequence[str], prompt: str) -> list[npt.NDArray[np.int64]]:
         import numpy as np
 
-        prompt = self._files.document_prompt if prompt is None else prompt
         encodings = self._tokenizer.encode_batch_fast([prompt + each for each in texts])  # without offsets
         return [np.array(each.ids, dtype=np.int64) for each in encodings]
 

@@ -25,13 +25,18 @@ class SentenceTransformerEmbedder(ModelEmbedder):
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """In batches of texts of similar length."""
+        return self._encode(self._model.encode_document, texts, self._files.document_prompt)
+
+    def encode_questions(self, questions: Sequence[str]) -> Vectors:
+        """As documents are, with the model's own prompt for questions, where it has one."""
+        return self._encode(self._model.encode_query, questions, self._files.question_prompt)
+
+    def _encode(self, encode: Any, texts: Sequence[str], prompt: str) -> Vectors:
         import numpy as np
 
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         for batch in by_budget(self.counter.counts(texts), _BUDGET.get(self._model.device.type, 8_192)):
-            vectors[batch] = self._vectors(
-                self._model.encode_document, [texts[each] for each in batch], self._files.document_prompt
-            )
+            vectors[batch] = self._vectors(encode, [texts[each] for each in batch], prompt)
         return vectors
 
     def encode_question(self, question: str) -> Vectors:

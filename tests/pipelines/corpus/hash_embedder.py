@@ -41,10 +41,13 @@ class HashEmbedder(Embedder):
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         self.encoded += texts
-        return np.stack([self._vector(text) for text in texts]) if texts else np.empty((0, 64), np.float32)
+        return self.encode_questions(texts)
 
     def encode_question(self, question: str) -> Vectors:
         return self._vector(question)
+
+    def encode_questions(self, questions: Sequence[str]) -> Vectors:
+        return np.stack([self._vector(text) for text in questions]) if questions else np.empty((0, 64), np.float32)
 
     def _vector(self, text: str) -> Vectors:
         total = np.full(self.dimension, 1e-3)

@@ -127,6 +127,14 @@ def test_vectors_are_float32_of_unit_length_in_the_order_of_the_texts(bundled: E
     assert float(bundled.encode_question(TEXTS[0]) @ vectors[0]) > EXACT
 
 
+def test_questions_together_are_what_they_are_alone(bundled: Embedder, reference: Embedder) -> None:
+    for embedder in (bundled, reference):
+        together, alone = embedder.encode_questions(TEXTS), np.stack([embedder.encode_question(each) for each in TEXTS])
+        assert (together.dtype, together.shape) == (np.float32, alone.shape)
+        assert np.sum(together * alone, axis=1).min() > 0.9995
+        assert embedder.encode_questions([]).shape == (0, 384)
+
+
 def test_neither_order_nor_batches_change_a_vector(bundled: Embedder) -> None:
     """I8"""
     texts = [f"{text} {number}" for number in range(9) for text in TEXTS]
@@ -298,6 +306,7 @@ def test_poolings_dense_layers_and_prompts_are_converted(pooling: str, tmp_path:
     assert (tried.dimension, tried.max_tokens) == (24, 48 - 2)
     assert least_cosine(tried, reference, 48) > 0.9999
     assert reference.encode_question("tank") @ reference.encode(["tank"])[0] < EXACT, "the prompts make a difference"
+    assert tried.encode_questions(["tank"])[0] @ reference.encode_question("tank") > 0.9999
     direct = reference._model.encode_document(["tank"], show_progress_bar=False)[0]
     assert tried.encode(["tank"])[0] @ direct > 0.9999
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 import uuid
+from itertools import pairwise
 from math import log
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from pipelines.corpus.edge import EdgeIndex
 from pipelines.corpus.index import Condition, Point, Query, Schema, StoredPoint, VectorIndex, open_index
 from pipelines.corpus.server import ServerIndex
 from pipelines.environment import REPOSITORY, Environment
-from pipelines.errors import ArtifactError, ConfigError, LockedError, NotBuiltError, TransientError
+from pipelines.errors import ArtifactError, ConfigError, EngineError, LockedError, NotBuiltError, TransientError
 
 NAME = "test__index"
 SCHEMA = Schema(4, {"product": "keyword"})
@@ -225,6 +228,57 @@ def test_many_points_are_searched_in_segments_and_none_is_lost(
         queries = [Query(vectors[n], f"w{n}") for n in range(0, 2900, 100)]
         for number, each in zip(range(0, 2900, 100), points.candidates(queries, 3), strict=True):
             assert each.dense[0].point_id == each.words[0].point_id == point(number).point_id
+
+
+def many_points(edge: EdgeIndex, count: int, dimension: int) -> None:
+    """Upserted, and flushed: in one segment, without a graph."""
+    edge.create(NAME, Schema(dimension))
+    vectors = np.random.default_rng(0).standard_normal((count, dimension), dtype=np.float32)
+    with edge.open(NAME) as points:
+        points.upsert([Point(point(n).point_id, vectors[n], point(n).payload) for n in range(count)])
+        points.flush()
+
+
+def test_while_graphs_are_built_other_threads_go_on(edge: EdgeIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    many_points(edge, 6000, 64)
+    monkeypatch.setattr("pipelines.corpus.edge._SEGMENT_POINTS", 6000)
+    ticks, done = [time.monotonic()], threading.Event()
+
+    def tick() -> None:
+        while not done.wait(0.01):
+            ticks.append(time.monotonic())
+
+    ticker = threading.Thread(target=tick)
+    with edge.open(NAME) as points:
+        ticker.start()
+        started = time.monotonic()
+        points.optimise()
+        seconds = time.monotonic() - started
+        done.set()
+        ticker.join()
+        assert points.count() == 6000
+    gaps = [after - before for before, after in pairwise(ticks)]
+    assert max(gaps) < seconds / 2, f"the process stood still for {max(gaps):.2f} of {seconds:.2f} s"
+
+
+def test_graphs_that_cannot_be_built_leave_every_point_where_it_was(
+    edge: EdgeIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many_points(edge, 200, 8)
+    monkeypatch.setattr("pipelines.corpus.edge._SEGMENT_POINTS", 200)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with edge.open(NAME) as points, pytest.raises(EngineError, match="could not be built: status 1"):
+        points.optimise()
+    assert ids(edge) == list(range(200))
+
+
+def test_graphs_are_not_built_for_a_process_that_has_ended(edge: EdgeIndex) -> None:
+    """It held the lock: another one may be writing by now."""
+    many_points(edge, 10, 8)
+    command = [sys.executable, "-m", "pipelines.corpus.optimise", str(edge._folder / NAME), "1"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "process 1, which holds its lock, has ended" in done.stderr
 
 
 def test_the_embedded_index_survives_being_closed_and_opened_by_another_process(edge: EdgeIndex) -> None:
