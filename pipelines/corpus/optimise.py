@@ -1,7 +1,8 @@
-"""``python -m pipelines.corpus.optimise FOLDER``: build the graphs of an embedded collection, in a process of its own.
+"""``python -m pipelines.corpus.optimise FOLDER PARENT``: build an embedded collection's graphs in a process of its own.
 
 The engine holds Python's lock while it does: half a minute for a segment, in which the process that called it could
-neither embed nor report nor be told to end. Who starts this one holds the collection's lock and has closed it.
+neither embed nor report nor be told to end. ``PARENT``, who starts this one, holds the collection's lock and has closed
+it.
 """
 
 from __future__ import annotations

@@ -252,7 +252,7 @@ def search_collection(
     the collection.
     """
     wants_vectors = retrieval.mode != "words" or points.schema is None
-    vectors = embedder.encode_questions(questions) if wants_vectors else [None] * len(questions)
+    vectors = embedder.encode_questions(questions) if wants_vectors and questions else [None] * len(questions)
     queries = [Query(vector, question) for vector, question in zip(vectors, questions, strict=True)]
     return _ranked(points, queries, retrieval, _reranker(retrieval), top_k, conditions)
 
