@@ -45,4 +45,4 @@ types: setup
 	$(BIN)/mypy
 
 test: lint types ## lint, strict types and the test suite
-	$(BIN)/python -m pytest -q -n auto --dist worksteal
+	$(BIN)/python -m pytest -q -n auto

@@ -16,11 +16,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")  # parallel test processes that ea
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first, so that none is left to a single process when all others have ended."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-
-
 @pytest.fixture(scope="session")
 def embedder_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Embedders converted once for the whole run: processes of pytest-xdist share the folder above theirs."""
