@@ -362,7 +362,7 @@ class EdgeCollection(Collection):
 
 
 def _optimise_elsewhere(folder: Path) -> None:
-    command = [sys.executable, "-m", "pipelines.corpus.optimise", str(folder), str(os.getpid())]
+    command = [sys.executable, "-m", "pipelines.corpus.optimise", str(folder.resolve()), str(os.getpid())]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, errors="replace")
     if done.returncode:
         reason = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
