@@ -240,8 +240,8 @@ def many_points(edge: EdgeIndex, count: int, dimension: int) -> None:
 
 
 def test_while_graphs_are_built_other_threads_go_on(edge: EdgeIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.corpus.edge._SEGMENT_POINTS", 7000)  # too few to build graphs while they are written
     many_points(edge, 6000, 64)
-    monkeypatch.setattr("pipelines.corpus.edge._SEGMENT_POINTS", 6000)
     ticks, done = [time.monotonic()], threading.Event()
 
     def tick() -> None:
@@ -257,6 +257,7 @@ def test_while_graphs_are_built_other_threads_go_on(edge: EdgeIndex, monkeypatch
         done.set()
         ticker.join()
         assert points.count() == 6000
+        assert points._shard.info().indexed_vectors_count >= 6000
     gaps = [after - before for before, after in pairwise(ticks)]
     assert max(gaps) < seconds / 2, f"the process stood still for {max(gaps):.2f} of {seconds:.2f} s"
 
