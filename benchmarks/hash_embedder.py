@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pipelines.corpus.chunking import TokenCounter
 from pipelines.corpus.embedding import Embedder
+from pipelines.corpus.tokens import TokenCounter
 from pipelines.models import BUNDLED, model_folder
 
 if TYPE_CHECKING:

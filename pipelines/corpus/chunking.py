@@ -12,16 +12,10 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import zip_longest
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipelines.corpus.documents import Block, Chunk, Document, Section, chunk_ids
-from pipelines.errors import ConfigError
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from pipelines.corpus.tokens import TokenCounter
 
 CHUNKER_VERSION = 1
 """Raised when the same document is cut differently: part of the pipeline fingerprint."""
@@ -29,52 +23,6 @@ CHUNKER_VERSION = 1
 _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])")
 _CHARACTERS = 20  # per token at most: a blob that the tokenizer takes for one unknown word still fills its chunk
 _ANCHOR = 40  # a piece is recognised by its first characters, so that a value edited at its end moves no boundary
-
-
-class TokenCounter:
-    """Counts as the embedder's own tokenizer does, without its truncation and padding."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-
-    @classmethod
-    def of_model(cls, folder: Path) -> TokenCounter:
-        """The tokenizer of the model in ``folder``.
-
-        Raises:
-            ConfigError: the model has no ``tokenizer.json``.
-        """
-        from tokenizers import Tokenizer
-
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise ConfigError(f"{folder} has no tokenizer.json: choose an embedder with a fast tokenizer")
-        return cls(Tokenizer.from_file(str(path)))
-
-    def counts(self, texts: Sequence[str], *, special: bool = True) -> list[int]:
-        """Tokens of each text, special tokens included unless told otherwise."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)  # without offsets
-        return [len(each) for each in encodings]
-
-    @cached_property
-    def separators(self) -> tuple[int, int]:
-        """Tokens of a newline and of a blank line between words (none for BERT, some for byte-level tokenizers)."""
-        word, one, two = self.counts(["a", "a\na", "a\n\na"], special=False)
-        return max(0, one - 2 * word), max(0, two - 2 * word)
-
-    @cached_property
-    def adds_up(self) -> bool:
-        """Whether texts joined by white space have as many tokens as they have alone: BERT's never reach across it."""
-        parts = (self._tokenizer.normalizer, self._tokenizer.pre_tokenizer, self._tokenizer.model)
-        return [type(each).__name__ for each in parts] == ["BertNormalizer", "BertPreTokenizer", "WordPiece"]
-
-    def cuts(self, text: str, every: int) -> list[str]:
-        """``text`` in pieces of about ``every`` tokens, cut between tokens."""
-        offsets = [start for start, _ in self._tokenizer.encode(text, add_special_tokens=False).offsets]
-        starts = sorted({0, *offsets[every::every]})
-        return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

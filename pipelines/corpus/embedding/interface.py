@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipelines.corpus.chunking import TokenCounter
+from pipelines.corpus.tokens import TokenCounter
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.corpus.chunking import TokenCounter
 from pipelines.corpus.embedding.interface import Backend, Embedder, Precision
+from pipelines.corpus.tokens import TokenCounter
 from pipelines.environment import Environment
 from pipelines.errors import ConfigError
 from pipelines.fingerprint import file_sha256, fingerprint, text_hash, write_json_atomically

@@ -94,8 +94,8 @@ class OpenVinoEmbedder(ModelEmbedder):
     def _ids(self, texts: Sequence[str], prompt: str) -> list[npt.NDArray[np.int64]]:
         import numpy as np
 
-        encodings = self._tokenizer.encode_batch_fast([prompt + each for each in texts])  # without offsets
-        return [np.array(each.ids, dtype=np.int64) for each in encodings]
+        found = self.counter.ids([prompt + each for each in texts], limit=self._files.limit)
+        return [np.array(each, dtype=np.int64) for each in found]
 
     def _padded(self, length: int) -> int:
         return min(-(-max(length, 1) // _STEP) * _STEP, self._files.limit)
@@ -114,15 +114,6 @@ class OpenVinoEmbedder(ModelEmbedder):
     @cached_property
     def _record(self) -> dict[str, Any]:
         return dict(json.loads((self._folder / "record.json").read_text(encoding="utf-8")))
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(self._files.folder / "tokenizer.json"))
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(self._files.limit)
-        return tokenizer
 
     @cached_property
     def _queue(self) -> Any:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.corpus.chunking import TokenCounter
 from pipelines.corpus.embedding import Embedder
+from pipelines.corpus.tokens import TokenCounter
 from pipelines.models import BUNDLED, model_folder
 
 if TYPE_CHECKING:

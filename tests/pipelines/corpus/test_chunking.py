@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.corpus.chunking import TokenCounter, chunk_document
+from pipelines.corpus.chunking import chunk_document
 from pipelines.corpus.documents import Block, Chunk, Document, Section
 from pipelines.corpus.parsing import parse_markdown
+from pipelines.corpus.tokens import TokenCounter
 from pipelines.models import BUNDLED, model_folder
 
 COUNTER = TokenCounter.of_model(model_folder(BUNDLED, None))
