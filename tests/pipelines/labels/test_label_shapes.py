@@ -395,7 +395,7 @@ def test_any_object_comes_out_as_a_row_that_can_be_stored(
 
 
 @settings(max_examples=100, deadline=None)
-@given(line=st.text(st.characters(exclude_characters="\n")) | ROW.map(json.dumps))
+@given(line=st.text(st.characters(codec="utf-8", exclude_characters="\n")) | ROW.map(json.dumps))
 def test_any_line_comes_out_as_a_row(line: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("lines")
     (folder / "a.jsonl").write_text(f"{line}\n", encoding="utf-8", newline="")
