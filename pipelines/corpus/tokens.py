@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -14,10 +15,12 @@ from pipelines.errors import ConfigError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_WORD = re.compile(r"[^ \n!-/:-@\[-`{-~]+|[!-/:-@\[-`{-~]")
+"""Between blanks and newlines; a sign of ASCII is a word. White space of other kinds may be part of one."""
 _AT_ONCE = 256
-"""Words that are tokenized as one text: alone, each costs as much as thirty tokens."""
-_REMEMBERED = 1 << 19
-"""Characters of words whose tokens are kept; about 15 MB with their tokens."""
+"""Words that are tokenized as one text: alone, each costs as much as a dozen tokens."""
+_REMEMBERED = 1 << 18
+"""Characters of words whose tokens are kept: some 40,000 words, 8 MB with their tokens."""
 
 
 class TokenCounter:
@@ -51,20 +54,13 @@ class TokenCounter:
     def counts(self, texts: Sequence[str], *, special: bool = True) -> list[int]:
         """Tokens of each text, special tokens included unless told otherwise."""
         added = sum(map(len, self._around)) if special else 0
-        if not self.adds_up:
-            return [len(each) + added for each in self._alone(texts)]
-        split, known = self._looked_up(texts)
-        return [sum([len(known[word]) for word in words]) + added for words in split]
+        return [sum(map(len, words)) + added for words in self._tokens(texts)]
 
     def ids(self, texts: Sequence[str], *, limit: int) -> list[list[int]]:
         """Token ids of each text with the special tokens around them; what is beyond ``limit`` is cut off."""
         first, last = self._around
         room = limit - len(first) - len(last)
-        if not self.adds_up:
-            return [[*first, *each[:room], *last] for each in self._alone(texts)]
-        split, known = self._looked_up(texts)
-        tokens = (chain.from_iterable(known[word] for word in words) for words in split)
-        return [[*first, *islice(each, room), *last] for each in tokens]
+        return [[*first, *islice(chain.from_iterable(words), room), *last] for words in self._tokens(texts)]
 
     @cached_property
     def separators(self) -> tuple[int, int]:
@@ -94,20 +90,23 @@ class TokenCounter:
         start = next(each for each in range(len(whole)) if whole[each : each + len(bare)] == bare)
         return whole[:start], whole[start + len(bare) :]
 
-    def _alone(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)  # without offsets
-        return [each.ids for each in encodings]
+    @cached_property
+    def _added(self) -> list[str]:
+        return [each.content for each in self._tokenizer.get_added_tokens_decoder().values()]
 
-    def _looked_up(self, texts: Sequence[str]) -> tuple[list[list[str]], Mapping[str, list[int]]]:
-        """The texts' words, and the tokens of them all. White space of other kinds may be part of a word."""
+    def _tokens(self, texts: Sequence[str]) -> list[list[list[int]]]:
+        """Of each text the tokens of its words, special ones aside."""
+        if not self.adds_up:
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)  # without offsets
+            return [[each.ids] for each in encodings]
+        split = [[text] if any(each in text for each in self._added) else _WORD.findall(text) for text in texts]
         if self._characters > _REMEMBERED:  # begun anew; another thread keeps what it is looking up in
             self._words, self._characters = {}, 0
         known = self._words
-        split = [text.replace("\n", " ").split(" ") for text in texts]
         new = list({word for words in split for word in words if word not in known})
         known |= self._of_words(new)
         self._characters += sum(map(len, new))
-        return split, known
+        return [[known[word] for word in words] for words in split]
 
     def _of_words(self, words: list[str]) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}

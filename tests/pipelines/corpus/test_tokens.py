@@ -63,6 +63,8 @@ texts = st.lists(
                 "a\xa0b",
                 "x" * 300,
                 "[SEP]",
+                "v1.2-b",
+                "=\u0338≠;\u037e",
                 "[HERE]",
             ]
         ),
