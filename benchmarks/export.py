@@ -13,7 +13,7 @@ rank 16 on every linear layer. Each contender is a process of its own, in turn w
 Seconds are end to end, with the processes' starts and imports, which are also stated alone. Memory is the peak of the
 resident set above what the imports take; of processes that run at once the sum. Each file's tensors are compared with
 the other's. ``--seven``: also ours on 7 B parameters (32 GB of disk, some minutes): does it stay within 4 GiB?
-``--quick``: a tiny model.
+``--quick``: a tiny model, and a fifth of the answers.
 
 Parity: the logits of what follows each token of held-out answers, beside the merged model's in transformers in
 float32. The F16 file is read twice: in transformers, in float32, which shows what the file holds; and in llama.cpp,
@@ -92,7 +92,9 @@ def main() -> None:
             for name, turns in found.items()
         ]
         random = beside_transformers(folder, size, folder / "base", folder / "adapter", chats=6)
-        trained = beside_transformers(folder, BUNDLED_CHAT, model_folder(BUNDLED_CHAT, None), None, chats=60)
+        trained = beside_transformers(
+            folder, BUNDLED_CHAT, model_folder(BUNDLED_CHAT, None), None, chats=12 if chosen.quick else 60
+        )
     ours, theirs = rows
     alike = {row["file"]: row["next tokens alike"] for row in trained}
     exact, computed = (

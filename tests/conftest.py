@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,16 +13,24 @@ import sqlalchemy as sa
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # parallel test processes that each take all cores crawl
+# Parallel test processes that each take all cores crawl: their threads wait for each other by spinning.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
 
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
-def embedder_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Embedders converted once for the whole run: processes of pytest-xdist share the folder above theirs."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the whole run: processes of pytest-xdist share the one above theirs."""
     own = tmp_path_factory.getbasetemp()
-    return (own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own) / "embedder_cache"
+    return own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own
+
+
+@pytest.fixture(scope="session")
+def embedder_cache(shared: Path) -> Path:
+    """Embedders converted once for the whole run."""
+    return shared / "embedder_cache"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,6 +50,18 @@ def freshet_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "freshet"
     monkeypatch.setenv("FRESHET_HOME", str(home))
     return home
+
+
+@pytest.fixture(scope="module")
+def home_in_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for stores that are written hundreds of times, where a flush costs nothing; on disk where there is none.
+
+    A killed process loses nothing of it: only the machine could.
+    """
+    memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
+    there = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 1 << 30
+    with tempfile.TemporaryDirectory(dir=memory if there else tmp_path_factory.getbasetemp()) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

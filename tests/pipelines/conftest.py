@@ -1,16 +1,18 @@
-"""A small training set of our own sentences, and adapters trained on it for real, once a session."""
+"""Small training sets of our own; what is trained on them and exported, for real, once for all processes of a run."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.artifacts import Artifact, load, seal
+from pipelines.artifacts import Artifact, alone, load, seal
 from pipelines.fingerprint import fingerprint
 from pipelines.training.job import TrainingJob, train
 from pipelines.training.settings import ClassifySettings, LoraSettings
@@ -69,40 +71,109 @@ def texts_of(training_set: Artifact, split: str) -> Sequence[str]:
     return [json.loads(line)["text"] for line in lines]
 
 
+def made_once(folder: Path, make: Callable[[Path], Sequence[Artifact]]) -> list[Artifact]:
+    """What ``make`` wrote below ``folder``, in whichever process of the run came first."""
+    with alone(folder.parent / f".{folder.name}.lock", "test process", seconds=240):
+        made = folder / "made.json"
+        if not made.is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            made.write_text(json.dumps([str(each.path) for each in make(folder)]), encoding="utf-8")
+        return [load(Path(each)) for each in json.loads(made.read_text(encoding="utf-8"))]
+
+
+def set_and_adapter(folder: Path, **options: bool) -> list[Artifact]:
+    """A training set with ``options``, and an adapter trained on it."""
+    training_set = write_training_set(folder / "training_set", **options)
+    return [training_set, train_quickly(training_set, folder / "lora_adapter")]
+
+
 @pytest.fixture(scope="session")
-def small_set(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def small(shared: Path) -> list[Artifact]:
+    return made_once(shared / "small", set_and_adapter)
+
+
+@pytest.fixture(scope="session")
+def small_set(small: list[Artifact]) -> Artifact:
     """One label a row, three categories."""
-    return write_training_set(tmp_path_factory.mktemp("small") / "training_set")
+    return small[0]
 
 
 @pytest.fixture(scope="session")
-def small_adapter(small_set: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def small_adapter(small: list[Artifact]) -> Artifact:
     """Trained on ``small_set``."""
-    return train_quickly(small_set, tmp_path_factory.mktemp("small") / "lora_adapter")
+    return small[1]
 
 
 @pytest.fixture(scope="session")
-def multi_set(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def multi(shared: Path) -> list[Artifact]:
+    return made_once(shared / "multi", partial(set_and_adapter, multi_label=True))
+
+
+@pytest.fixture(scope="session")
+def multi_set(multi: list[Artifact]) -> Artifact:
     """One or two labels a row."""
-    return write_training_set(tmp_path_factory.mktemp("multi") / "training_set", multi_label=True)
+    return multi[0]
 
 
 @pytest.fixture(scope="session")
-def multi_adapter(multi_set: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def multi_adapter(multi: list[Artifact]) -> Artifact:
     """Trained on ``multi_set``."""
-    return train_quickly(multi_set, tmp_path_factory.mktemp("multi") / "lora_adapter")
+    return multi[1]
 
 
 @pytest.fixture(scope="session")
-def spoilt_set(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def spoilt(shared: Path) -> list[Artifact]:
+    return made_once(shared / "spoilt", partial(set_and_adapter, shuffled=True, praise=True))
+
+
+@pytest.fixture(scope="session")
+def spoilt_set(spoilt: list[Artifact]) -> Artifact:
     """Training labels drawn at random, true test labels, and a category that ``small_set`` does not know."""
-    return write_training_set(tmp_path_factory.mktemp("spoilt") / "training_set", shuffled=True, praise=True)
+    return spoilt[0]
 
 
 @pytest.fixture(scope="session")
-def spoilt_adapter(spoilt_set: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def spoilt_adapter(spoilt: list[Artifact]) -> Artifact:
     """Trained on ``spoilt_set``: a deliberately bad model."""
-    return train_quickly(spoilt_set, tmp_path_factory.mktemp("spoilt") / "lora_adapter")
+    return spoilt[1]
+
+
+@pytest.fixture(scope="session")
+def chat_training(shared: Path) -> list[Artifact]:
+    """Training set and adapter of task generate: half of the chats have something retrieved, the others nothing."""
+    from tests.pipelines.chat_base import make_chat_base, write_chat_set
+    from tests.pipelines.release.chat_samples import train_chat
+
+    def make(folder: Path) -> list[Artifact]:
+        training_set = write_chat_set(folder / "training_set", context=True)
+        base = make_chat_base(folder / "base", hidden=128)
+        return [training_set, train_chat(base, training_set, folder / "lora_adapter")]
+
+    return made_once(shared / "chat_training", make)
+
+
+@pytest.fixture(scope="session")
+def chat_adapter(chat_training: list[Artifact]) -> Artifact:
+    return chat_training[1]
+
+
+@pytest.fixture(scope="session")
+def chat_gguf(chat_training: list[Artifact], shared: Path) -> Artifact:
+    """The export of ``chat_adapter``."""
+    from pipelines.release.export import export
+    from pipelines.release.settings import ReleaseSettings
+    from tests.pipelines.release.chat_samples import CHAT_EVALUATION
+
+    def make(folder: Path) -> list[Artifact]:
+        training_set, adapter = chat_training
+        settings, said = ReleaseSettings(), folder / "gguf_model"
+        exported = export(
+            adapter, training_set, settings=settings, folder=said, progress=lambda _: None, evaluation=CHAT_EVALUATION
+        )
+        return [exported]
+
+    return made_once(shared / "chat_gguf", make)[0]
 
 
 @pytest.fixture(scope="module")

@@ -71,9 +71,9 @@ def state(home: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def started(home_in_memory: Path) -> Path:
     """A home in which the documents are indexed as they were before."""
-    root = tmp_path_factory.mktemp("crashes")
+    root = home_in_memory
     before(root / "documents")
     sync(root / "home", root / "documents")
     after(root / "documents")
@@ -165,15 +165,15 @@ def kill_and_finish(
             assert report.embedded <= 10, "what was new, at most"
 
 
-def test_a_first_sync_that_is_killed_is_finished_by_the_next(started: Path, tmp_path: Path, killer: Killer) -> None:
+def test_a_first_sync_that_is_killed_is_finished_by_the_next(started: Path, killer: Killer) -> None:
     """I9"""
-    sync(tmp_path / "undisturbed", started / "documents")
+    sync(started / "first", started / "documents")
     for step in (0, 1, 3, 5, 8, 21):
-        home = tmp_path / str(step)
+        home = started / str(step)
         home.mkdir()
         assert killer(home, started / "documents", step) == -signal.SIGKILL
         sync(home, started / "documents")
-        assert state(home) == state(tmp_path / "undisturbed")
+        assert state(home) == state(started / "first")
 
 
 def test_a_sync_that_fails_at_a_step_closes_what_it_holds(started: Path, expected: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from pipelines.artifacts import Artifact, load, seal
 from pipelines.evaluation.classifier import base_hashes
 from pipelines.fingerprint import fingerprint
 from pipelines.prompt import Message, PromptSettings, build_messages, render, template_hash
+from tests.pipelines.conftest import made_once
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|> {{ message['role'] }} {{ message['content'] }} <|im_end|> {% endfor %}"
@@ -197,32 +198,48 @@ def train_adapter(base: Path, training_set: Artifact, folder: Path, *, steps: in
 
 
 @pytest.fixture(scope="session")
-def chat_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("chat") / "base")
+def chat_sets(shared: Path) -> list[Artifact]:
+    def make(folder: Path) -> list[Artifact]:
+        make_base(folder / "base")
+        return [write_chats(folder / "right"), write_chats(folder / "scrambled", scrambled=0.3)]
+
+    return made_once(shared / "chat_sets", make)
 
 
 @pytest.fixture(scope="session")
-def chats(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return write_chats(tmp_path_factory.mktemp("chat") / "training_set")
+def chat_base(chat_sets: list[Artifact]) -> Path:
+    return chat_sets[0].path.parent / "base"
 
 
 @pytest.fixture(scope="session")
-def scrambled_chats(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def chats(chat_sets: list[Artifact]) -> Artifact:
+    return chat_sets[0]
+
+
+@pytest.fixture(scope="session")
+def scrambled_chats(chat_sets: list[Artifact]) -> Artifact:
     """30 % of the training answers belong to other questions; the held-out ones are right."""
-    return write_chats(tmp_path_factory.mktemp("scrambled") / "training_set", scrambled=0.3)
+    return chat_sets[1]
 
 
 @pytest.fixture(scope="session")
-def good_chat(chat_base: Path, chats: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return train_adapter(chat_base, chats, tmp_path_factory.mktemp("good") / "adapter")
+def good_chat(chat_base: Path, chats: Artifact, shared: Path) -> Artifact:
+    return made_once(shared / "good_chat", lambda folder: [train_adapter(chat_base, chats, folder / "adapter")])[0]
 
 
 @pytest.fixture(scope="session")
-def scrambled_chat(chat_base: Path, scrambled_chats: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return train_adapter(chat_base, scrambled_chats, tmp_path_factory.mktemp("scrambled") / "adapter")
+def scrambled_chat(chat_base: Path, scrambled_chats: Artifact, shared: Path) -> Artifact:
+    def make(folder: Path) -> list[Artifact]:
+        return [train_adapter(chat_base, scrambled_chats, folder / "adapter")]
+
+    return made_once(shared / "scrambled_chat", make)[0]
 
 
 @pytest.fixture(scope="session")
-def endless_chat(chat_base: Path, chats: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def endless_chat(chat_base: Path, chats: Artifact, shared: Path) -> Artifact:
     """Trained without the label at the end token, as where pad is eos and masked."""
-    return train_adapter(chat_base, chats, tmp_path_factory.mktemp("endless") / "adapter", steps=60, end=False)
+
+    def make(folder: Path) -> list[Artifact]:
+        return [train_adapter(chat_base, chats, folder / "adapter", steps=60, end=False)]
+
+    return made_once(shared / "endless_chat", make)[0]

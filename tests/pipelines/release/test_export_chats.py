@@ -82,7 +82,7 @@ def test_every_quantisation_that_can_be_asked_for_is_made(
 
 
 def test_an_importance_matrix_comes_from_the_training_texts(
-    chat_training: tuple[Artifact, Artifact], chat_gguf: Artifact, tmp_path: Path
+    chat_training: list[Artifact], chat_gguf: Artifact, tmp_path: Path
 ) -> None:
     """G14: 8 bits and more are as without."""
     said: list[str] = []
@@ -113,7 +113,7 @@ def test_a_classifier_is_also_made_in_few_bits(gguf: Artifact, tmp_path: Path) -
 
 
 def test_equal_inputs_are_exported_once_and_another_gate_anew(
-    chat_training: tuple[Artifact, Artifact], chat_gguf: Artifact
+    chat_training: list[Artifact], chat_gguf: Artifact
 ) -> None:
     said: list[str] = []
     again = export(
@@ -129,7 +129,7 @@ def test_equal_inputs_are_exported_once_and_another_gate_anew(
 
 
 def test_the_context_length_is_measured_on_prompts_with_all_that_may_be_retrieved(
-    chat_training: tuple[Artifact, Artifact], chat_gguf: Artifact
+    chat_training: list[Artifact], chat_gguf: Artifact
 ) -> None:
     """G12"""
     model = load_chat_model(chat_training[1])

@@ -31,7 +31,7 @@ def chat_model(chat_adapter: Artifact) -> ChatModel:
 
 
 @pytest.fixture(scope="module")
-def rows(chat_training: tuple[Artifact, Artifact]) -> list[Example]:
+def rows(chat_training: list[Artifact]) -> list[Example]:
     return read_split(chat_training[0], "test")
 
 
@@ -111,7 +111,7 @@ def test_answers_with_kept_keys_and_values_are_those_of_reading_everything_anew(
 
 def test_files_of_another_adapter_are_refused(
     chat_gguf: Artifact,
-    chat_training: tuple[Artifact, Artifact],
+    chat_training: list[Artifact],
     rows: list[Example],
     tmp_path: Path,
 ) -> None:
@@ -130,7 +130,7 @@ def test_files_of_another_adapter_are_refused(
 
 
 def test_another_chat_template_in_a_file_is_refused(
-    chat_gguf: Artifact, chat_training: tuple[Artifact, Artifact], rows: list[Example], tmp_path: Path
+    chat_gguf: Artifact, chat_training: list[Artifact], rows: list[Example], tmp_path: Path
 ) -> None:
     """G10: one letter, in one file of two."""
     content = (chat_gguf.path / "shop-Q8_0.gguf").read_bytes()
@@ -146,7 +146,7 @@ def test_another_chat_template_in_a_file_is_refused(
 
 
 def test_a_score_below_its_floor_is_refused_but_one_row_is_within_it(
-    chat_gguf: Artifact, chat_training: tuple[Artifact, Artifact], rows: list[Example], monkeypatch: pytest.MonkeyPatch
+    chat_gguf: Artifact, chat_training: list[Artifact], rows: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """G14"""
     measure, worse = parity_chats.mean_scores, 0.0
@@ -166,7 +166,7 @@ def test_a_score_below_its_floor_is_refused_but_one_row_is_within_it(
 
 
 def test_rows_beyond_what_a_slow_model_may_answer_are_left_out_and_said_so(
-    chat_gguf: Artifact, chat_training: tuple[Artifact, Artifact], rows: list[Example], monkeypatch: pytest.MonkeyPatch
+    chat_gguf: Artifact, chat_training: list[Artifact], rows: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """G14: the number follows from the model, never from how fast the machine is."""
     monkeypatch.setattr(parity_chats, "ANSWER_WORK", 1.0)
@@ -179,7 +179,7 @@ def test_rows_beyond_what_a_slow_model_may_answer_are_left_out_and_said_so(
 
 
 def test_a_model_that_memory_does_not_hold_in_float32_is_compared_in_fewer_bits(
-    chat_gguf: Artifact, chat_training: tuple[Artifact, Artifact], rows: list[Example], monkeypatch: pytest.MonkeyPatch
+    chat_gguf: Artifact, chat_training: list[Artifact], rows: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """G14"""
     monkeypatch.setattr(parity_chats, "free_memory", lambda: 1 << 20)
@@ -207,13 +207,13 @@ def test_what_style_is_learned_from_is_answered_too_where_style_decides(
 
 
 def test_a_metric_that_cannot_be_measured_proves_nothing(
-    chat_gguf: Artifact, chat_training: tuple[Artifact, Artifact], rows: list[Example]
+    chat_gguf: Artifact, chat_training: list[Artifact], rows: list[Example]
 ) -> None:
     gate = CHAT_EVALUATION.gate.model_copy(update={"metric": "valid_format"})
     parity = compared(chat_training[1], chat_training[0], rows[:8], files(chat_gguf, "F16"), evaluation={"gate": gate})
     assert parity.reasons == ("F16: valid-format could not be measured on the held-out rows",)
 
 
-def test_no_held_out_chats_prove_nothing(chat_gguf: Artifact, chat_training: tuple[Artifact, Artifact]) -> None:
+def test_no_held_out_chats_prove_nothing(chat_gguf: Artifact, chat_training: list[Artifact]) -> None:
     parity = compared(chat_training[1], chat_training[0], [], files(chat_gguf, "F16"))
     assert parity.reasons[0] == "there are no held-out rows to compare on"

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pytest
 import sqlalchemy as sa
 import yaml
 
-from pipelines.artifacts import Artifact, alone, load, seal
+from pipelines.artifacts import Artifact, load, seal
 from pipelines.catalog import open_catalog
 from pipelines.corpus.edge import EdgeIndex
 from pipelines.corpus.serving import serve_index
@@ -22,18 +20,10 @@ from pipelines.declaration import Declaration, load_declaration
 from pipelines.evaluation.gate import decide
 from pipelines.evaluation.metrics import Difference
 from pipelines.fingerprint import fingerprint
-from pipelines.release.export import export
 from pipelines.release.registry import PublishedVersion, publish
-from pipelines.release.settings import ReleaseSettings
-from tests.pipelines.chat_base import THINGS, make_chat_base, write_chat_set
-from tests.pipelines.release.chat_samples import CHAT_EVALUATION, CHAT_PROMPT, CHAT_USE_CASE, train_chat
+from tests.pipelines.chat_base import THINGS
+from tests.pipelines.release.chat_samples import CHAT_EVALUATION, CHAT_PROMPT, CHAT_USE_CASE
 from tests.pipelines.release.samples import copied, no_progress
-
-
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all processes of pytest-xdist."""
-    own = tmp_path_factory.getbasetemp()
-    return own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own
 
 
 class Shop:
@@ -101,31 +91,6 @@ class Shop:
             self.folder / f"report-{number}", self._adapter, self._adapter.fingerprint if number > 1 else None
         )
         return publish(gguf, self._adapter, report, use_case=CHAT_USE_CASE, registry_url=self.registry_url)
-
-
-def trained_chat(shared: Path) -> tuple[Artifact, Artifact, Artifact]:
-    """GGUF, adapter and training set of a model that knows its things, made once by all who share the folder."""
-    folder = shared / "trained_chat"
-    with alone(shared / ".trained_chat.lock", "test process", seconds=240):
-        if not (folder / "made.json").is_file():
-            _train_chat(folder)
-        gguf, adapter, training_set = json.loads((folder / "made.json").read_text(encoding="utf-8"))
-        return load(Path(gguf)), load(Path(adapter)), load(Path(training_set))
-
-
-def _train_chat(folder: Path) -> None:
-    training_set = write_chat_set(folder / "training_set", context=True)
-    adapter = train_chat(make_chat_base(folder / "base", hidden=128), training_set, folder / "lora_adapter")
-    gguf = export(
-        adapter,
-        training_set,
-        settings=ReleaseSettings(quantisations=("F16", "Q8_0")),
-        folder=folder / "gguf_model",
-        progress=no_progress,
-        evaluation=CHAT_EVALUATION,
-    )
-    paths = [str(each.path) for each in (gguf, adapter, training_set)]
-    (folder / "made.json").write_text(json.dumps(paths), encoding="utf-8")
 
 
 def write_chat_report(folder: Path, adapter: Artifact, champion: str | None) -> Artifact:

@@ -40,7 +40,7 @@ from pipelines.serving.requests import ChatRequest
 from pipelines.stores import Stores
 from tests.pipelines.chat_base import THINGS, answer_of
 from tests.pipelines.release.chat_samples import CHAT_USE_CASE
-from tests.pipelines.serving.serving_samples import Shop, shared_folder, trained_chat
+from tests.pipelines.serving.serving_samples import Shop
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "a-token-of-the-tests-own"
@@ -102,8 +102,9 @@ class Process:
 
 
 @pytest.fixture(scope="module")
-def chat(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Artifact, Artifact]:
-    return trained_chat(shared_folder(tmp_path_factory))
+def chat(chat_gguf: Artifact, chat_training: list[Artifact]) -> tuple[Artifact, Artifact, Artifact]:
+    """GGUF, adapter and training set of a model that knows its things."""
+    return chat_gguf, chat_training[1], chat_training[0]
 
 
 @pytest.fixture(scope="module")
