@@ -1,4 +1,4 @@
-"""The benchmarks of the retrieval loop run, and what they count is counted right."""
+"""The benchmarks run, and what they count is counted right. The longest tests: their folder comes first."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from benchmarks.peers.contender import differences
+from pipelines.environment import REPOSITORY
 from tests.conftest import shared_data
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def run(benchmark: str, json_file: Path, *options: str) -> dict[str, Any]:
