@@ -61,9 +61,9 @@ MAXIMUM_TOKENS = 128
 """Of an answer; the longest reference has about 70."""
 
 FINE_TUNE: dict[str, Any] = {
-    "lora": LoraSettings(rank=64, alpha=128, dropout=0.05),
-    "epochs": 4,
-    "learning_rate": 3e-4,
+    "lora": LoraSettings(rank=64, alpha=128, dropout=0.05, upper_layers=0.5),
+    "epochs": 6,
+    "learning_rate": 6e-4,
     "batch_size": 8,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ def with_adapter(model: Any, settings: FineTuneSettings, *, task: str, whole: Se
     ``task`` is peft's (SEQ_CLS, CAUSAL_LM).
 
     Raises:
-        ConfigError: the model has no layers of the names to adapt.
+        ConfigError: the model has no layers of the names to adapt, or no numbered blocks where only some are wanted.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -28,6 +29,7 @@ def with_adapter(model: Any, settings: FineTuneSettings, *, task: str, whole: Se
         lora_alpha=settings.lora.alpha,  # type: ignore[arg-type]  # any number works
         lora_dropout=settings.lora.dropout,
         target_modules=targets if targets == "all-linear" else list(targets),
+        exclude_modules=_lower_blocks(model, settings),
         modules_to_save=list(whole) or None,
         use_rslora=settings.lora.variant == "rslora",
         use_dora=settings.lora.variant == "dora",
@@ -38,6 +40,28 @@ def with_adapter(model: Any, settings: FineTuneSettings, *, task: str, whole: Se
         raise ConfigError(f"target_modules {targets!r} do not fit {settings.base_model!r}: {error}") from error
     _share_dropout_masks(adapted)
     return adapted
+
+
+def _lower_blocks(model: Any, settings: FineTuneSettings) -> str | None:
+    """A pattern of the modules in the blocks that stay as they are, or None where all are adapted."""
+    import torch
+
+    share = settings.lora.upper_layers
+    if share == 1:
+        return None
+    count = model.config.get_text_config().num_hidden_layers
+    stacks = [
+        re.escape(name)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count
+    ]
+    if not stacks:
+        raise ConfigError(
+            f"upper_layers {share:g} does not fit {settings.base_model!r}, which has no stack of {count} blocks: leave "
+            "it out, or name the layers to adapt in target_modules"
+        )
+    lower = range(count - max(1, round(share * count)))
+    return rf"({'|'.join(stacks)})\.({'|'.join(map(str, lower))})\..*" if lower else None
 
 
 def _share_dropout_masks(model: Any) -> None:

@@ -27,6 +27,13 @@ class LoraSettings(Settings):
     target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
         default="all-linear", description="Names of the layers to adapt, or all-linear."
     )
+    upper_layers: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the base's blocks to adapt, counted from the output. With .5 the lower half reads texts "
+        "as it did: less of what the base can do is forgotten where few examples teach a manner, in less time.",
+    )
 
 
 class FineTuneSettings(Settings):

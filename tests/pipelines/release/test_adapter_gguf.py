@@ -92,13 +92,14 @@ def assert_equal_to_peft(base: Path, file: Path, tmp_path: Path, **options: Any)
         {"use_rslora": True},
         {"use_rslora": True, "rank_pattern": {"up_proj": 8}, "alpha_pattern": {"q_proj": 3}, "lora_alpha": 5},
         {"target_modules": ["q_proj", "lm_head"]},
+        {"exclude_modules": r"(model\.layers)\.(0)\..*"},
     ],
-    ids=["rslora", "patterns", "head"],
+    ids=["rslora", "patterns", "head", "upper layers"],
 )
 def test_what_scales_updates_otherwise_is_kept(
     base: tuple[Path, Path], tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    """G4: rsLoRA, ranks and alphas by pattern, and the output layer."""
+    """G4: rsLoRA, ranks and alphas by pattern, the output layer, and layers that stay as they are."""
     assert_equal_to_peft(*base, tmp_path, **options)
 
 

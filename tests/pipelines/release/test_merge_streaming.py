@@ -194,6 +194,15 @@ def test_embeddings_that_are_adapted_as_one_stay_one(tmp_path: Path, options: di
         assert (ours(IDS).logits - expected).abs().max() < 1e-4
 
 
+def test_layers_that_are_not_adapted_stay_as_they_are(tmp_path: Path) -> None:
+    """G3: an adapter of the upper layers only."""
+    base = make_base(tmp_path / "base", "qwen2")
+    _, ours, theirs, _ = merged_both_ways(tmp_path, base, exclude_modules=r"(model\.layers)\.(0)\..*")
+    assert_equal(ours, theirs)
+    below, before = (each.state_dict()["model.layers.0.mlp.up_proj.weight"] for each in (ours, load(base)))
+    assert torch.equal(below, before)
+
+
 def test_biases_of_the_adapter_are_merged(tmp_path: Path) -> None:
     """G3: of LoRA's own layers, and the base's trained beside them."""
     for number, options in enumerate(({"lora_bias": True}, {"bias": "all"})):

@@ -14,9 +14,11 @@ from pipelines.artifacts import Artifact
 from pipelines.errors import ConfigError, ExamplesError, TrainingError
 from pipelines.evaluation.generation import ChatModel, base_chat_model, load_chat_model
 from pipelines.labels.examples import read_split
+from pipelines.models import BUNDLED, model_folder
 from pipelines.prompt import Message, PromptSettings, template_hash
 from pipelines.training import generate
 from pipelines.training.job import TrainingJob, train
+from pipelines.training.lora import with_adapter
 from pipelines.training.passes import Passes
 from pipelines.training.progress import Progress, read_progress
 from pipelines.training.settings import GenerateSettings, LoraSettings
@@ -254,6 +256,31 @@ def test_other_kinds_of_adapters_learn_too(base: Path, chats: Artifact, tmp_path
     found = fit(base, chats, tmp_path, lora=LoraSettings(rank=8, alpha=8, dropout=0, variant=variant))
     assert found.manifest["loss"]["last"] < 0.9 * found.manifest["loss"]["first"]
     assert held_out_loss(load_chat_model(found), chats) < 0.9 * held_out_loss(base_chat_model(found), chats)
+
+
+def test_only_the_upper_blocks_are_adapted_where_that_is_wanted(base: Path, chats: Artifact, tmp_path: Path) -> None:
+    lora = LORA.model_copy(update={"upper_layers": 0.5})
+    found = fit(base, chats, tmp_path, lora=lora)
+    assert {name.split(".layers.")[1][0] for name in tensors(found)} == {"1"}
+    assert held_out_loss(load_chat_model(found), chats) < 0.9 * held_out_loss(base_chat_model(found), chats)
+
+
+def test_a_share_of_blocks_is_at_least_one_and_refused_where_a_base_has_none() -> None:
+    import torch
+    from peft import get_peft_model_state_dict
+    from transformers import AutoModelForSequenceClassification, LlamaConfig
+
+    settings = GenerateSettings(task="generate", base_model="some/base", lora=LoraSettings(upper_layers=0.01))
+    bert = AutoModelForSequenceClassification.from_pretrained(model_folder(BUNDLED, None))
+    adapted = get_peft_model_state_dict(with_adapter(bert, settings, task="SEQ_CLS"), save_embedding_layers=False)
+    assert {name.split(".layer.")[1][0] for name in adapted if ".layer." in name} == {"5"}
+
+    class Flat(torch.nn.Module):
+        config = LlamaConfig(num_hidden_layers=3)
+        blocks = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+
+    with pytest.raises(ConfigError, match=r"upper_layers 0\.01 .* 'some/base', which has no stack of 3 blocks"):
+        with_adapter(Flat(), settings, task="CAUSAL_LM")
 
 
 def test_a_quantised_base_is_trained_on_or_refused_with_what_to_install(
