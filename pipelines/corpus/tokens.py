@@ -74,7 +74,7 @@ class TokenCounter:
         parts = (self._tokenizer.normalizer, self._tokenizer.pre_tokenizer, self._tokenizer.model)
         added = self._tokenizer.get_added_tokens_decoder().values()
         return [type(each).__name__ for each in parts] == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and not (
-            any(each.lstrip or each.rstrip or each.single_word for each in added)
+            any(each.lstrip or each.rstrip or each.single_word or each.normalized for each in added)
         )
 
     def cuts(self, text: str, every: int) -> list[str]:

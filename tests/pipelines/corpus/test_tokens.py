@@ -26,6 +26,13 @@ def wordpiece_whose_mask_takes_the_space_before_it() -> Tokenizer:
     return tokenizer
 
 
+def wordpiece_with_a_word_of_two() -> Tokenizer:
+    """Found after the text is in lower case."""
+    tokenizer = wordpiece()
+    tokenizer.add_tokens(["the pump"])
+    return tokenizer
+
+
 def byte_level() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -41,7 +48,10 @@ def byte_level() -> Tokenizer:
     return tokenizer
 
 
-TOKENIZERS = {each.__name__: each for each in (wordpiece, wordpiece_whose_mask_takes_the_space_before_it, byte_level)}
+TOKENIZERS = {
+    each.__name__: each
+    for each in (wordpiece, wordpiece_whose_mask_takes_the_space_before_it, wordpiece_with_a_word_of_two, byte_level)
+}
 COUNTERS = {name: TokenCounter(made()) for name, made in TOKENIZERS.items()}
 WHOLE = {name: counter._tokenizer for name, counter in COUNTERS.items()}
 CUTTING = {name: made() for name, made in TOKENIZERS.items()}
@@ -55,6 +65,7 @@ texts = st.lists(
         st.sampled_from(
             [
                 "the pump",
+                "The PUMP",
                 "Größe",
                 "e\u0301te\u0301",
                 "水泵已关闭",
@@ -86,7 +97,7 @@ def test_tokens_are_those_of_the_tokenizer_itself(name: str, some: list[str]) ->
 
 
 def test_only_a_tokenizer_that_takes_each_word_by_itself_has_its_words_remembered() -> None:
-    assert [counter.adds_up for counter in COUNTERS.values()] == [True, False, False]
+    assert [counter.adds_up for counter in COUNTERS.values()] == [True, False, False, False]
 
 
 def test_what_is_remembered_is_bounded_and_shared_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
