@@ -82,10 +82,27 @@ def made_once(folder: Path, make: Callable[[Path], Sequence[Artifact]]) -> list[
         return [load(Path(each)) for each in json.loads(made.read_text(encoding="utf-8"))]
 
 
-def set_and_adapter(folder: Path, **options: bool) -> list[Artifact]:
-    """A training set with ``options``, and an adapter trained on it."""
-    training_set = write_training_set(folder / "training_set", **options)
-    return [training_set, train_quickly(training_set, folder / "lora_adapter")]
+def set_and_adapter(
+    folder: Path,
+    write: Callable[[Path], Artifact] = write_training_set,
+    train: Callable[[Artifact, Path], Artifact] = train_quickly,
+) -> list[Artifact]:
+    """A training set, and an adapter trained on it."""
+    training_set = write(folder / "training_set")
+    return [training_set, train(training_set, folder / "lora_adapter")]
+
+
+def export_of(training: Sequence[Artifact], folder: Path, **options: Any) -> Artifact:
+    """The export of a training set's adapter, made once below ``folder``."""
+    from pipelines.release.export import export
+    from pipelines.release.settings import ReleaseSettings
+
+    def make(folder: Path) -> list[Artifact]:
+        training_set, adapter = training
+        usual: dict[str, Any] = {"settings": ReleaseSettings(), "progress": lambda _: None}
+        return [export(adapter, training_set, folder=folder / "gguf_model", **usual, **options)]
+
+    return made_once(folder, make)[0]
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +124,7 @@ def small_adapter(small: list[Artifact]) -> Artifact:
 
 @pytest.fixture(scope="session")
 def multi(shared: Path) -> list[Artifact]:
-    return made_once(shared / "multi", partial(set_and_adapter, multi_label=True))
+    return made_once(shared / "multi", partial(set_and_adapter, write=partial(write_training_set, multi_label=True)))
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +141,8 @@ def multi_adapter(multi: list[Artifact]) -> Artifact:
 
 @pytest.fixture(scope="session")
 def spoilt(shared: Path) -> list[Artifact]:
-    return made_once(shared / "spoilt", partial(set_and_adapter, shuffled=True, praise=True))
+    write = partial(write_training_set, shuffled=True, praise=True)
+    return made_once(shared / "spoilt", partial(set_and_adapter, write=write))
 
 
 @pytest.fixture(scope="session")
@@ -145,12 +163,11 @@ def chat_training(shared: Path) -> list[Artifact]:
     from tests.pipelines.chat_base import make_chat_base, write_chat_set
     from tests.pipelines.release.chat_samples import train_chat
 
-    def make(folder: Path) -> list[Artifact]:
-        training_set = write_chat_set(folder / "training_set", context=True)
-        base = make_chat_base(folder / "base", hidden=128)
-        return [training_set, train_chat(base, training_set, folder / "lora_adapter")]
+    def train(training_set: Artifact, output: Path) -> Artifact:
+        return train_chat(make_chat_base(output.parent / "base", hidden=128), training_set, output)
 
-    return made_once(shared / "chat_training", make)
+    write = partial(write_chat_set, context=True)
+    return made_once(shared / "chat_training", partial(set_and_adapter, write=write, train=train))
 
 
 @pytest.fixture(scope="session")
@@ -161,19 +178,9 @@ def chat_adapter(chat_training: list[Artifact]) -> Artifact:
 @pytest.fixture(scope="session")
 def chat_gguf(chat_training: list[Artifact], shared: Path) -> Artifact:
     """The export of ``chat_adapter``."""
-    from pipelines.release.export import export
-    from pipelines.release.settings import ReleaseSettings
     from tests.pipelines.release.chat_samples import CHAT_EVALUATION
 
-    def make(folder: Path) -> list[Artifact]:
-        training_set, adapter = chat_training
-        settings, said = ReleaseSettings(), folder / "gguf_model"
-        exported = export(
-            adapter, training_set, settings=settings, folder=said, progress=lambda _: None, evaluation=CHAT_EVALUATION
-        )
-        return [exported]
-
-    return made_once(shared / "chat_gguf", make)[0]
+    return export_of(chat_training, shared / "chat_gguf", evaluation=CHAT_EVALUATION)
 
 
 @pytest.fixture(scope="module")

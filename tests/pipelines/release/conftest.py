@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.artifacts import Artifact
-from pipelines.release.export import export
-from pipelines.release.settings import ReleaseSettings
-from tests.pipelines.conftest import made_once
-from tests.pipelines.release.samples import copied, no_progress, trained, write_report, write_training_set
+from tests.pipelines.conftest import export_of, made_once, set_and_adapter
+from tests.pipelines.release.samples import copied, trained, write_report, write_training_set
 
 
 @pytest.fixture(scope="session")
 def training(shared: Path) -> list[Artifact]:
     """Training set and adapter, one label a text."""
-
-    def make(folder: Path) -> list[Artifact]:
-        training_set = write_training_set(folder / "training_set")
-        return [training_set, trained(training_set, folder / "lora_adapter")]
-
-    return made_once(shared / "training", make)
+    return made_once(shared / "training", partial(set_and_adapter, write=write_training_set, train=trained))
 
 
 @pytest.fixture(scope="session")
@@ -33,13 +27,7 @@ def adapter(training: list[Artifact]) -> Artifact:
 @pytest.fixture(scope="session")
 def gguf(training: list[Artifact], shared: Path) -> Artifact:
     """The export of ``adapter``."""
-
-    def make(folder: Path) -> list[Artifact]:
-        training_set, adapter = training
-        target = folder / "gguf_model"
-        return [export(adapter, training_set, settings=ReleaseSettings(), folder=target, progress=no_progress)]
-
-    return made_once(shared / "gguf", make)[0]
+    return export_of(training, shared / "gguf")
 
 
 @pytest.fixture(scope="session")
