@@ -182,7 +182,7 @@ def measure(scratch: Path, chunks: int) -> tuple[list[dict[str, Any]], dict[str,
         exact = [{ids[place] for place in brute(matrix, embedder, question)} for question in questions[:WARM_UP]]
         asked = [dense(points, embedder, question) for question in questions[:WARM_UP]]
         recall = statistics.fmean(len(one & other) / DEPTH for one, other in zip(exact, asked, strict=True))
-        said(f"of the {DEPTH} nearest by brute force, Edge's graph finds {recall:.4f}")
+        said(f"of the {DEPTH} nearest by brute force, Edge finds {recall:.4f}")
         row("dense half, numpy brute force", held, each(lambda question: brute(matrix, embedder, question), questions))
     catalog.dispose()
     small = chunks // 5

@@ -15,7 +15,6 @@
         ├── SourceUnavailableError   a source cannot be read now, which is never the same as "empty"
         ├── ServerUnavailableError   a registry, the Hub or an Ollama server cannot be reached now
         ├── TrainingInterruptedError training was told to end; started again, it goes on from its checkpoint
-        ├── EngineError              the embedded index could not finish what it was told to
         └── LockedError              another process holds the index, the GPU or the registry
 
 Messages quote the value received, say what was allowed and what to do next.
@@ -80,10 +79,6 @@ class ServerUnavailableError(TransientError):
 
 class TrainingInterruptedError(TransientError):
     """Training was told to end; started again, it goes on from its checkpoint."""
-
-
-class EngineError(TransientError):
-    """The embedded index could not finish what it was told to."""
 
 
 class LockedError(TransientError):

@@ -3,7 +3,7 @@
 The documents are small, one chunk each, and their vectors are drawn from hashes: a model would add the same to every
 size, and hide what grows. What the process takes before it starts (imports, tokenizer, a first small ingest) is
 reported beside the peak, and so is the peak without the pages of mapped files (the index's own), which the system
-takes back when it needs them. Both are sampled ten times a second, together with the process that builds graphs.
+takes back when it needs them. That one is sampled ten times a second.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +31,11 @@ A_FOLDER = 1000
 def measure(documents: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         ingest(Path(scratch) / "first", 50)
-        before, done, peaks = resident()["VmRSS"], threading.Event(), Counter[str]()
+        before, done, anonymous = resident()["VmRSS"], threading.Event(), [0.0]
 
         def sample() -> None:
             while not done.wait(0.1):
-                now = Counter(resident())
-                for thread in Path("/proc/self/task").iterdir():
-                    with suppress(OSError):  # it ended, or its child did
-                        for child in (thread / "children").read_text(encoding="utf-8").split():
-                            now += Counter(resident(child))
-                peaks.update({name: max(0, value - peaks[name]) for name, value in now.items()})
+                anonymous[0] = max(anonymous[0], resident()["RssAnon"])
 
         sampler = threading.Thread(target=sample)
         sampler.start()
@@ -56,8 +49,8 @@ def measure(documents: int) -> dict[str, Any]:
         "chunks": chunks,
         "seconds": seconds,
         "before_mib": before,
-        "peak_mib": max(peaks["VmRSS"], resident()["VmHWM"]),
-        "peak_anonymous_mib": peaks["RssAnon"],
+        "peak_mib": resident()["VmHWM"],
+        "peak_anonymous_mib": anonymous[0],
     }
 
 
@@ -92,9 +85,9 @@ def ingest(folder: Path, documents: int) -> int:
     return report.chunks
 
 
-def resident(process: str = "self") -> dict[str, float]:
+def resident() -> dict[str, float]:
     """Resident memory now and at its peak, mapped files included, in MiB; Linux only."""
-    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return {
         name: int(value.split()[0]) / 1024
         for name, _, value in (line.partition(":") for line in lines)

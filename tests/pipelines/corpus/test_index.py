@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-import threading
-import time
 import uuid
-from itertools import pairwise
 from math import log
 from pathlib import Path
 
@@ -15,11 +13,12 @@ import numpy as np
 import pytest
 
 from pipelines.corpus.bm25 import bm25, weighted_text
-from pipelines.corpus.edge import EdgeIndex
-from pipelines.corpus.index import Condition, Point, Query, Schema, StoredPoint, VectorIndex, open_index
+from pipelines.corpus.edge import EdgeIndex, _config
+from pipelines.corpus.embedding import Vectors
+from pipelines.corpus.index import DENSE, Condition, Point, Query, Schema, StoredPoint, VectorIndex, open_index
 from pipelines.corpus.server import ServerIndex
 from pipelines.environment import REPOSITORY, Environment
-from pipelines.errors import ArtifactError, ConfigError, EngineError, LockedError, NotBuiltError, TransientError
+from pipelines.errors import ArtifactError, ConfigError, LockedError, NotBuiltError, TransientError
 
 NAME = "test__index"
 SCHEMA = Schema(4, {"product": "keyword"})
@@ -230,56 +229,63 @@ def test_many_points_are_searched_in_segments_and_none_is_lost(
             assert each.dense[0].point_id == each.words[0].point_id == point(number).point_id
 
 
-def many_points(edge: EdgeIndex, count: int, dimension: int) -> None:
-    """Upserted, and flushed: in one segment, without a graph."""
-    edge.create(NAME, Schema(dimension))
+def unit_vectors(count: int, dimension: int) -> Vectors:
     vectors = np.random.default_rng(0).standard_normal((count, dimension), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+
+def nearest(vectors: Vectors, asked: Vectors, count: int) -> list[list[str]]:
+    """By brute force."""
+    return [[point(n).point_id for n in row] for row in np.argsort(-(asked @ vectors.T), axis=1)[:, :count].tolist()]
+
+
+def test_compressed_vectors_find_what_whole_ones_do(edge: EdgeIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.corpus.edge._SEGMENT_POINTS", 1000)
+    edge.create(NAME, Schema(64))
+    vectors = unit_vectors(3050, 64)
+    held, asked = vectors[:3000], vectors[3000:]
     with edge.open(NAME) as points:
-        points.upsert([Point(point(n).point_id, vectors[n], point(n).payload) for n in range(count)])
-        points.flush()
+        for start in range(0, 3000, 500):
+            points.upsert([Point(point(n).point_id, held[n], point(n).payload) for n in range(start, start + 500)])
+        assert points._shard.info().indexed_vectors_count >= 3000
+        found = points.candidates([Query(each, None) for each in asked], 30)
+        assert [[hit.point_id for hit in each.dense[:10]] for each in found] == nearest(held, asked, 10)
+        scores = [hit.score for hit in found[0].dense[:10]]
+    assert scores == pytest.approx(sorted(held @ asked[0])[:-11:-1], abs=1e-5), "by the whole vectors"
 
 
-def test_while_graphs_are_built_other_threads_go_on(edge: EdgeIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.corpus.edge._SEGMENT_POINTS", 7000)  # too few to build graphs while they are written
-    many_points(edge, 6000, 64)
-    ticks, done = [time.monotonic()], threading.Event()
-
-    def tick() -> None:
-        while not done.wait(0.01):
-            ticks.append(time.monotonic())
-
-    ticker = threading.Thread(target=tick)
-    with edge.open(NAME) as points:
-        ticker.start()
-        started = time.monotonic()
-        points.optimise()
-        seconds = time.monotonic() - started
-        done.set()
-        ticker.join()
-        assert points.count() == 6000
-        assert points._shard.info().indexed_vectors_count >= 6000
-    gaps = [after - before for before, after in pairwise(ticks)]
-    assert max(gaps) < seconds / 2, f"the process stood still for {max(gaps):.2f} of {seconds:.2f} s"
+def edges_a_point(edge: EdgeIndex) -> set[int]:
+    return {json.loads(each.read_text())["m"] for each in edge._folder.rglob("hnsw_config.json")}
 
 
-def test_graphs_that_cannot_be_built_leave_every_point_where_it_was(
+def test_segments_with_graphs_of_before_are_made_anew_without_one(
     edge: EdgeIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many_points(edge, 200, 8)
-    monkeypatch.setattr("pipelines.corpus.edge._SEGMENT_POINTS", 200)
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with edge.open(NAME) as points, pytest.raises(EngineError, match="could not be built: status 1"):
+    import qdrant_edge as qe
+
+    monkeypatch.setattr("pipelines.corpus.edge._SEGMENT_POINTS", 500)
+    today = _config(64)
+    graphs = qe.EdgeConfig(
+        vectors={DENSE: qe.EdgeVectorParams(size=64, distance=qe.Distance.Cosine)},
+        sparse_vectors=today.sparse_vectors,
+        hnsw_config=qe.HnswIndexConfig(m=16, ef_construct=100, full_scan_threshold=10),
+        wal_enabled=False,
+        optimizers=today.optimizers,
+    )
+    vectors = unit_vectors(1000, 64)
+    with monkeypatch.context() as earlier:
+        earlier.setattr("pipelines.corpus.edge._config", {64: graphs}.__getitem__)
+        edge.create(NAME, Schema(64))
+        with edge.open(NAME) as points:
+            points.upsert([Point(point(n).point_id, vectors[n], point(n).payload) for n in range(1000)])
+    assert edges_a_point(edge) == {16}
+    with edge.open(NAME) as points:
         points.optimise()
-    assert ids(edge) == list(range(200))
-
-
-def test_graphs_are_not_built_for_a_process_that_has_ended(edge: EdgeIndex) -> None:
-    """It held the lock: another one may be writing by now."""
-    many_points(edge, 10, 8)
-    command = [sys.executable, "-m", "pipelines.corpus.optimise", str(edge._folder / NAME), "1"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "process 1, which holds its lock, has ended" in done.stderr
+        found = points.candidates([Query(each, None) for each in vectors[:50]], 30)
+        assert [[hit.point_id for hit in each.dense[:10]] for each in found] == nearest(vectors, vectors[:50], 10)
+    assert edges_a_point(edge) == {0}
+    assert ids(edge) == list(range(1000))
 
 
 def test_the_embedded_index_survives_being_closed_and_opened_by_another_process(edge: EdgeIndex) -> None:
