@@ -153,11 +153,18 @@ def _made_from(gguf: Artifact, adapter: Artifact, report: Artifact) -> dict[str,
         "licence of the base model": gguf.manifest["base_licence"],
         "method": f"{_VARIANTS.get(lora.get('variant', 'lora'), 'LoRA')}, rank {lora['rank']}, merged in float32",
         "training set": f"`{gguf.manifest['training_set']}`",
-        "training rows": effective["rows"],
+        "training rows": _rows(effective),
         "optimiser steps": effective["steps"],
         "adapter": f"`{adapter.fingerprint}`",
         "evaluation report": f"`{report.fingerprint}`",
     }
+
+
+def _rows(effective: Mapping[str, Any]) -> str:
+    before = effective.get("rows_before_refit")
+    if before is None:
+        return str(effective["rows"])
+    return f"{effective['rows']}, and {before} in the training before, which validated on the others"
 
 
 _VARIANTS = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}

@@ -26,9 +26,10 @@ from typing import Any
 from pipelines.artifacts import Artifact
 from pipelines.environment import available_cores
 from pipelines.errors import ConfigError, ExamplesError
-from pipelines.labels.examples import Example, read_split
+from pipelines.labels.examples import Example
 from pipelines.prompt import PromptSettings, build_messages, fullest_prompt, render, template_hash
 from pipelines.training.chats import EncodedChat, encode_chats
+from pipelines.training.dataset import rows_to_fit
 from pipelines.training.lora import bf16_is_faster, save, with_adapter
 from pipelines.training.memory import TOKENS_AT_ONCE, with_smaller_batches
 from pipelines.training.packing import CHAT_BY_CHAT, register, windowed
@@ -52,11 +53,13 @@ def fit_chat(
     folder: Path,
     work: Path,
     progress: Callable[[Progress], None],
+    *,
+    refit: bool = False,
 ) -> dict[str, Any]:
     """Train, write the adapter's files to ``folder``, and return what is particular to it in the manifest.
 
     The epoch with most of the validation answers' tokens right is kept; of equal ones that of the lowest loss. ``work``
-    survives a kill: checkpoints and the progress so far.
+    survives a kill: checkpoints and the progress so far. A ``refit`` trains on the validation chats too, to its end.
 
     Raises:
         ExamplesError: there is too little to learn from.
@@ -71,11 +74,12 @@ def fit_chat(
     started = time.monotonic()
     torch.set_num_threads(available_cores())
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-    window, rows = _window(base), read_split(training_set, "train")
+    window = _window(base)
+    rows, validation_rows = rows_to_fit(training_set, refit=refit)
     _check_room(tokenizer, prompt, rows, window)
     limit = min(settings.maximum_tokens, window)
     chats, left_out = _chats(tokenizer, prompt, rows, limit)
-    validation_chats, validation_left_out = _chats(tokenizer, prompt, read_split(training_set, "validation"), limit)
+    validation_chats, validation_left_out = _chats(tokenizer, prompt, validation_rows, limit)
     if len(chats) < 2:
         raise ExamplesError(
             f"{training_set.path} has {len(chats)} training chats of at most {limit} tokens, and {left_out} longer "

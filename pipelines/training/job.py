@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ from typing import Any
 from pipelines.artifacts import MANIFEST, Artifact, alone, load, seal, writing
 from pipelines.errors import ArtifactError, ConfigError, PermanentError
 from pipelines.evaluation.classifier import base_hashes, quiet_transformers
-from pipelines.fingerprint import fingerprint, write_text_atomically
+from pipelines.fingerprint import fingerprint, write_json_atomically, write_text_atomically
 from pipelines.models import model_folder
 from pipelines.prompt import PromptSettings
 from pipelines.settings import Settings
@@ -25,7 +26,7 @@ from pipelines.training.dataset import training_set_at
 from pipelines.training.generate import fit_chat
 from pipelines.training.memory import Estimate, check_disk, estimate
 from pipelines.training.processes import devices, together
-from pipelines.training.progress import PROGRESS, Progress
+from pipelines.training.progress import PROGRESS, Progress, read_progress, write_progress
 from pipelines.training.settings import ClassifySettings, FineTune, GenerateSettings
 
 TRAINER = "4"
@@ -33,6 +34,12 @@ TRAINER = "4"
 
 CHANGES_NOTHING = {"micro_batch_tokens", "save_memory", "checkpoint_minutes"}
 """Settings that the same adapter comes out of, whatever they are."""
+
+CHOSEN = "chosen.json"
+"""In the work folder: the outcome of the first of two trainings."""
+
+REFIT = "refit"
+"""In the work folder: the work folder of the second one."""
 
 LEFTOVER_DAYS = 7
 """Work of a killed training whose settings or examples have changed since is removed after so long."""
@@ -111,7 +118,7 @@ def train(
                 write_text_atomically(work / "job.json", fitting.model_dump_json())
                 with together(count, work / "job.json"):
                     fitted = _fit(fitting, training_set, base, scratch, work, progress)
-                shutil.copyfile(work / PROGRESS, scratch / PROGRESS)
+                _write_progress(work, scratch)
                 manifest = _manifest(job, key, training_set, base_files)
                 seal(scratch, {**manifest, "processes": count, "estimate": asdict(needs), **fitted})
         except PermanentError:  # going on from its checkpoints would end the same way
@@ -139,15 +146,81 @@ def _fit(
     work: Path,
     progress: Callable[[Progress], None],
 ) -> dict[str, Any]:
+    """Train, and where the settings ask for it once more on all rows; what is particular to it in the manifest."""
+    if not job.settings.refit:
+        return _fit_once(job, training_set, base, scratch, work, progress)
+    chosen = work / CHOSEN
+    if chosen.is_file():
+        first = json.loads(chosen.read_text(encoding="utf-8"))
+    else:
+        first = _fit_once(job, training_set, base, scratch, work, lambda point: progress(_first_of_two(point)))
+        if first["effective"]["best_epoch"] is None:  # nothing validated: there is nothing to add either
+            return first
+        write_json_atomically(chosen, first)
+    again = job.model_copy(
+        update={"settings": job.settings.model_copy(update={"epochs": first["effective"]["best_epoch"]})}
+    )
+    second = _fit_once(
+        again, training_set, base, scratch, work / REFIT, lambda point: progress(_after(first, point)), refit=True
+    )
+    effective = {name: first["effective"][name] for name in ("validation_rows", "best_epoch", "stopped_early")}
+    return {
+        **second,
+        **{name: first[name] for name in ("thresholds", "calibration", "validation") if name in first},
+        "effective": {**second["effective"], **effective, "rows_before_refit": first["effective"]["rows"]},
+        "loss": {"first": first["loss"]["first"], "last": second["loss"]["last"]},
+        "seconds": round(first["seconds"] + second["seconds"], 2),
+    }
+
+
+def _fit_once(
+    job: TrainingJob,
+    training_set: Artifact,
+    base: Path,
+    scratch: Path,
+    work: Path,
+    progress: Callable[[Progress], None],
+    *,
+    refit: bool = False,
+) -> dict[str, Any]:
     import torch
 
+    work.mkdir(exist_ok=True)
     torch.set_flush_denormal(True)
     try:
         if isinstance(job.settings, GenerateSettings):
-            return fit_chat(job.settings, job.prompt, training_set, base, scratch, work, progress)
-        return fit_classifier(job.settings, training_set, base, scratch, work, progress)
+            return fit_chat(job.settings, job.prompt, training_set, base, scratch, work, progress, refit=refit)
+        return fit_classifier(job.settings, training_set, base, scratch, work, progress, refit=refit)
     finally:  # it holds for the whole thread, and for whatever it computes next
         torch.set_flush_denormal(False)
+
+
+def _first_of_two(point: Progress) -> Progress:
+    """With the time for the second training, which is taken to be as long."""
+    return replace(point, steps=2 * point.steps, seconds_left=round(point.seconds + 2 * point.seconds_left, 3))
+
+
+def _after(first: Mapping[str, Any], point: Progress) -> Progress:
+    """A point of the second training, counted on from the end of the ``first``, of which this is the outcome."""
+    before = first["effective"]
+    return replace(
+        point,
+        step=before["steps"] + point.step,
+        steps=before["steps"] + point.steps,
+        epoch=round(before["epochs"] + point.epoch, 4),
+        tokens=before["tokens"] + point.tokens,
+        seconds=round(first["seconds"] + point.seconds, 3),
+    )
+
+
+def _write_progress(work: Path, folder: Path) -> None:
+    """The points of the training, or of both one after the other."""
+    if not (work / REFIT).is_dir():
+        shutil.copyfile(work / PROGRESS, folder / PROGRESS)
+        return
+    first = json.loads((work / CHOSEN).read_text(encoding="utf-8"))
+    again = [_after(first, point) for point in read_progress(work / REFIT / PROGRESS)]
+    write_progress(folder / PROGRESS, [*read_progress(work / PROGRESS), *again])
 
 
 def _tidy(output: Path, work: Path) -> None:

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 from pipelines.artifacts import Artifact
 from pipelines.errors import ConfigError, TrainingError
-from pipelines.labels.examples import Example, read_split
+from pipelines.labels.examples import Example
 from pipelines.training.checkpoints import KEPT
+from pipelines.training.dataset import rows_to_fit
 from pipelines.training.lora import bf16_is_faster, with_adapter
-from pipelines.training.settings import FineTuneSettings, GenerateSettings
+from pipelines.training.settings import ClassifySettings, FineTuneSettings, GenerateSettings
 
 T = TypeVar("T")
 
@@ -124,10 +125,13 @@ def estimate(settings: FineTuneSettings, training_set: Artifact, base: Path, *, 
     Raises:
         ConfigError: not even one example at once fits into what is free.
     """
-    rows = read_split(training_set, "train")
-    lengths = _lengths(settings, rows, base)
+    rows, validation_rows = rows_to_fit(training_set, refit=False)
+    counted = [*rows, *validation_rows] if settings.refit else rows
+    lengths = _lengths(settings, counted, base)
     longest = max(lengths, default=1)
-    tokens = int(sum(lengths) / max(1, len(lengths)) * len(rows) * settings.epochs)
+    seen = len(rows) + (len(counted) if settings.refit else 0)  # in an epoch, of each training
+    consistent = isinstance(settings, ClassifySettings) and settings.consistency > 0
+    tokens = int(sum(lengths) / max(1, len(lengths)) * seen * settings.epochs) * (2 if consistent else 1)
     categories = max(2, len(training_set.manifest["categories"]))
     chats = isinstance(settings, GenerateSettings)
     at_once = wanted = most_at_once(settings, longest, processes)
@@ -135,7 +139,7 @@ def estimate(settings: FineTuneSettings, training_set: Artifact, base: Path, *, 
     asked = settings.save_memory if isinstance(settings, GenerateSettings) else False
     saves = bool(asked)
     while True:
-        rows_at_once, length = (1, at_once * longest) if chats else (at_once, longest)
+        rows_at_once, length = (1, at_once * longest) if chats else (max(at_once, 2 if consistent else 1), longest)
         needs = footprint(settings, base, rows=rows_at_once, length=length, categories=categories)
         seconds = _seconds(needs, tokens, at_once * longest) * (1.5 if saves else 1) / processes
         if saves:

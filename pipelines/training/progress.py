@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,11 @@ class Progress:
 def read_progress(path: Path) -> list[Progress]:
     """The points of a ``progress.jsonl``."""
     return [Progress(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_progress(path: Path, points: Sequence[Progress]) -> None:
+    """As ``read_progress`` reads them."""
+    path.write_text("".join(json.dumps(asdict(point)) + "\n" for point in points), encoding="utf-8")
 
 
 def most_memory() -> int:

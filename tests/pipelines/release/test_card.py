@@ -179,6 +179,15 @@ def test_the_hub_reads_what_a_classifier_is_and_how_it_scored(tmp_path: Path) ->
     assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"accuracy": 0.8333, "f1": 0.8433}
 
 
+def test_a_refit_is_said_with_the_rows_of_the_training_before() -> None:
+    trained = adapter()
+    effective = {**trained.manifest["effective"], "rows": 150, "rows_before_refit": 120}
+    refitted = Artifact(trained.path, {**trained.manifest, "effective": effective})
+    made_from, _ = tables(model_card(chat(), refitted, REPORT, Beside("FROM x"), version="v3"))
+    said = "150, and 120 in the training before, which validated on the others"
+    assert dict(made_from[2:])["training rows"] == said
+
+
 def test_every_figure_of_a_chat_model_is_in_the_table_the_most_exact_file_first() -> None:
     """G14, G15"""
     text = model_card(chat(), adapter(), REPORT, Beside("FROM x"), version="v3")

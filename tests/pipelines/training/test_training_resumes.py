@@ -150,6 +150,38 @@ def test_a_resumed_training_makes_the_same_adapter_as_one_without_a_break(
     assert not (job.output / ".work").exists()
 
 
+@pytest.mark.parametrize("task", ["classify", "generate"])
+def test_a_refit_is_a_second_training_on_all_rows_and_resumes_as_one(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    once: Artifact = request.getfixturevalue("whole" if task == "classify" else "whole_chat")
+    job: TrainingJob = request.getfixturevalue("job" if task == "classify" else "chat_job")
+    settings = job.settings.model_copy(update={"refit": True})
+    whole = train_and_show_all(job.model_copy(update={"output": tmp_path / "whole", "settings": settings}))
+    first, effective = once.manifest["effective"], whole.manifest["effective"]
+    assert effective["rows"] == first["rows"] + first["validation_rows"] > effective["rows_before_refit"]
+    assert effective["epochs"] == effective["best_epoch"] == first["best_epoch"]
+    for key in ("validation", "thresholds", "calibration"):
+        assert whole.manifest.get(key) == once.manifest.get(key), "of the first training: nothing is held out after it"
+    assert (whole.path / WEIGHTS).read_bytes() != (once.path / WEIGHTS).read_bytes()
+    points = read_progress(whole.path / "progress.jsonl")
+    assert [point.step for point in points] == sorted(point.step for point in points)
+    assert points[-1].step == points[-1].steps == first["steps"] + effective["steps"]
+
+    monkeypatch.setattr("pipelines.training.progress.SECONDS_BETWEEN_REPORTS", 0)
+    settings = settings.model_copy(update={"checkpoint_minutes": EVERY_STEP})
+    job = job.model_copy(update={"output": tmp_path / "killed", "settings": settings})
+    step = first["steps"] + 2
+    with pytest.raises(KeyboardInterrupt):
+        train(job, progress=stop_at(step))
+    seen: list[Progress] = []
+    resumed = train(job, progress=seen.append)
+    assert seen[0].step == step, "the first training is not repeated"
+    assert (resumed.path / WEIGHTS).read_bytes() == (whole.path / WEIGHTS).read_bytes()
+    assert without_times(resumed.path / "progress.jsonl") == without_times(whole.path / "progress.jsonl")
+    assert not (job.output / ".work").exists()
+
+
 def test_half_written_and_altered_checkpoints_are_never_resumed_from(
     small_set: Artifact, tiny_bert: Path, tmp_path: Path
 ) -> None:
