@@ -153,7 +153,7 @@ def estimate(settings: FineTuneSettings, training_set: Artifact, base: Path, *, 
             adapter_bytes=needs.trained * 4 * 3,
             activations_bytes=_peak(needs) + (LOGITS_BYTES if chats else 0),
             free_bytes=free,
-            disk_bytes=needs.trained * 4 * (4 * (KEPT + 1) + 2) + 2**26,
+            disk_bytes=needs.trained * 4 * (4 * (KEPT + 1) * (2 if settings.refit else 1) + 2) + 2**26,
             tokens=tokens,
             seconds=seconds,
         )
