@@ -116,7 +116,6 @@ def fit_classifier(
     leaves = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     model = with_adapter(model, settings, task="SEQ_CLS", whole=sorted({*missing, *(HEADS & leaves)}))
 
-    passes = 2 if settings.consistency else 1  # of each text through the model
     loss_of = loss_function(settings, indicators([row.labels for row in rows], categories), multi_label=multi_label)
 
     class GroupedTrainer(Trainer):
@@ -129,17 +128,17 @@ def fit_classifier(
             inputs = self._prepare_inputs(inputs)
             alone: Any = self.model  # without what waits for the other processes after each part
             examples, width = inputs["input_ids"].shape
-            most = min(examples, max(1, self.tokens_at_once // (width * passes)))
+            most = min(examples, max(1, self.tokens_at_once // width))
 
             def step(at_once: int) -> Any:
                 if at_once < most:
-                    self.tokens_at_once = at_once * width * passes
+                    self.tokens_at_once = at_once * width
                 alone.zero_grad()  # of a try that ran out of memory
                 loss = torch.zeros((), device=self.args.device)
                 for start in range(0, examples, at_once):
                     some = {name: value[start : start + at_once] for name, value in inputs.items()}
                     labels, longest = some.pop("labels"), int(some["attention_mask"].sum(dim=1).max())
-                    outputs = alone(**{name: value[:, :longest].repeat(passes, 1) for name, value in some.items()})
+                    outputs = alone(**{name: value[:, :longest] for name, value in some.items()})
                     part = loss_of(outputs, labels, num_items_in_batch)
                     self.accelerator.backward(part)
                     loss += part.detach()
@@ -235,10 +234,6 @@ def loss_function(settings: ClassifySettings, truth: NDArray[np.bool_], *, multi
     With one label a row it is smoothed (Szegedy et al., 2016, arXiv:1512.00567). With ``class_weights: balanced`` rare
     categories of ``truth`` (rows, categories), the training split's, count more: by the inverse of their frequency, ten
     times at most, so that a handful of rows does not rule the training.
-
-    ``outputs`` may have each of the ``labels`` rows twice, all of them once and then again: then it is the mean of both
-    losses and ``consistency`` times how far they are apart (R-Drop: Liang et al., 2021, arXiv:2106.14448), the mean of
-    the Kullback-Leibler divergences of the one's chances from the other's.
     """
     import numpy as np
     import torch
@@ -251,31 +246,15 @@ def loss_function(settings: ClassifySettings, truth: NDArray[np.bool_], *, multi
 
     def loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
         logits, functional = outputs["logits"].float(), torch.nn.functional
-        passes, items = len(logits) // len(labels), labels.numel()
-        labels = labels.repeat(passes, *(1 for _ in labels.shape[1:]))
         each = None if weights is None else weights.to(logits.device)
         if multi_label:
             total = functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=each, reduction="sum")
         else:
             smoothing = settings.label_smoothing
             total = functional.cross_entropy(logits, labels, weight=each, reduction="sum", label_smoothing=smoothing)
-        total = total / passes
-        if passes == 2:
-            total = total + settings.consistency * divergence(*logits.chunk(2), multi_label=multi_label)
-        return total / (items if num_items_in_batch is None else num_items_in_batch)
+        return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
     return loss
-
-
-def divergence(some: Any, others: Any, *, multi_label: bool) -> Any:
-    """Mean of the two Kullback-Leibler divergences between chances of equal rows, summed over all, in nats.
-
-    ``some`` and ``others`` are logits (rows, categories): of one choice a row, or of yes or no for each label.
-    """
-    if multi_label:
-        return ((some.sigmoid() - others.sigmoid()) * (some - others)).sum() / 2
-    one, other = some.log_softmax(dim=1), others.log_softmax(dim=1)
-    return ((one.exp() - other.exp()) * (one - other)).sum() / 2
 
 
 class AlikeLengths:

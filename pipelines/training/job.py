@@ -157,9 +157,8 @@ def _fit(
         if first["effective"]["best_epoch"] is None:  # nothing validated: there is nothing to add either
             return first
         write_json_atomically(chosen, first)
-    again = job.model_copy(
-        update={"settings": job.settings.model_copy(update={"epochs": first["effective"]["best_epoch"]})}
-    )
+    epochs = first["effective"]["best_epoch"] if first["effective"]["stopped_early"] else job.settings.epochs
+    again = job.model_copy(update={"settings": job.settings.model_copy(update={"epochs": epochs})})
     second = _fit_once(
         again, training_set, base, scratch, work / REFIT, lambda point: progress(_after(first, point)), refit=True
     )

@@ -16,7 +16,7 @@ from pipelines.labels.examples import Example
 from pipelines.training.checkpoints import KEPT
 from pipelines.training.dataset import rows_to_fit
 from pipelines.training.lora import bf16_is_faster, with_adapter
-from pipelines.training.settings import ClassifySettings, FineTuneSettings, GenerateSettings
+from pipelines.training.settings import FineTuneSettings, GenerateSettings
 
 T = TypeVar("T")
 
@@ -130,8 +130,7 @@ def estimate(settings: FineTuneSettings, training_set: Artifact, base: Path, *, 
     lengths = _lengths(settings, counted, base)
     longest = max(lengths, default=1)
     seen = len(rows) + (len(counted) if settings.refit else 0)  # in an epoch, of each training
-    consistent = isinstance(settings, ClassifySettings) and settings.consistency > 0
-    tokens = int(sum(lengths) / max(1, len(lengths)) * seen * settings.epochs) * (2 if consistent else 1)
+    tokens = int(sum(lengths) / max(1, len(lengths)) * seen * settings.epochs)
     categories = max(2, len(training_set.manifest["categories"]))
     chats = isinstance(settings, GenerateSettings)
     at_once = wanted = most_at_once(settings, longest, processes)
@@ -139,7 +138,7 @@ def estimate(settings: FineTuneSettings, training_set: Artifact, base: Path, *, 
     asked = settings.save_memory if isinstance(settings, GenerateSettings) else False
     saves = bool(asked)
     while True:
-        rows_at_once, length = (1, at_once * longest) if chats else (max(at_once, 2 if consistent else 1), longest)
+        rows_at_once, length = (1, at_once * longest) if chats else (at_once, longest)
         needs = footprint(settings, base, rows=rows_at_once, length=length, categories=categories)
         seconds = _seconds(needs, tokens, at_once * longest) * (1.5 if saves else 1) / processes
         if saves:

@@ -65,8 +65,8 @@ class FineTuneSettings(Settings):
     )
     refit: bool = Field(
         default=False,
-        description="Once the best epoch is known, train again for so long on training and validation examples "
-        "together: twice the time, more to learn from. What validation said is of the first training.",
+        description="Train again, for as long as was best, on training and validation examples together: twice the "
+        "time, more to learn from. What validation says is of the first training.",
     )
     checkpoint_minutes: float = Field(
         default=10.0, gt=0, description="A killed training resumes from its last checkpoint: how far they are apart."
@@ -87,13 +87,6 @@ class ClassifySettings(FineTuneSettings):
         lt=1,
         description="Share of the truth that training spreads over all categories, where a text has one label: some "
         "labels are wrong.",
-    )
-    consistency: float = Field(
-        default=0.0,
-        ge=0,
-        description="R-Drop (arXiv:2106.14448): each text goes through the model twice, with other units dropped, and "
-        "this is the weight of the two answers' difference in the loss. 1 helps where there are few or noisy examples; "
-        "twice the time.",
     )
     abstain_below: float = Field(
         default=0.0,

@@ -15,13 +15,12 @@ from pipelines.errors import ArtifactError, ConfigError, ExamplesError, LockedEr
 from pipelines.evaluation.classifier import base_model, load_classifier, pooling_of
 from pipelines.labels.examples import read_split
 from pipelines.models import BUNDLED, model_folder
-from pipelines.training.classify import AlikeLengths, divergence, loss_function
+from pipelines.training.classify import AlikeLengths, loss_function
 from pipelines.training.dataset import indicators, rows_to_fit, training_set_at
 from pipelines.training.job import TrainingJob, adapter_fingerprint, train
 from pipelines.training.progress import Progress, read_progress
 from pipelines.training.settings import ClassifySettings, LoraSettings
 from tests.pipelines.chat_base import make_chat_base
-from tests.pipelines.training.tiny_bert import write_tiny_bert
 
 QUICK = ClassifySettings(epochs=3, batch_size=16, maximum_tokens=48, lora=LoraSettings(rank=4, alpha=8))
 
@@ -435,48 +434,6 @@ def test_a_smoothed_loss_is_least_where_the_model_is_not_quite_sure() -> None:
     losses = [[float(loss({"logits": chance.log()}, right)) for chance in chances] for loss in (smoothed, plain)]
     assert losses[0][0] < losses[0][1]
     assert losses[1][0] > losses[1][1]
-
-
-def test_two_answers_to_one_text_are_as_far_apart_as_their_chances_say() -> None:
-    import torch
-    from torch.distributions import Bernoulli, Categorical, kl_divergence
-
-    torch.manual_seed(0)
-    some, others = torch.randn(2, 5, 3)
-    for kind, multi_label in ((Categorical, False), (Bernoulli, True)):
-        one, other = kind(logits=some), kind(logits=others)
-        expected = (kl_divergence(one, other) + kl_divergence(other, one)).sum() / 2
-        assert float(divergence(some, others, multi_label=multi_label)) == pytest.approx(float(expected), rel=1e-5)
-        rows = torch.eye(3)[[0, 1, 2, 0, 1]] if multi_label else torch.tensor([0, 1, 2, 0, 1])
-        loss = loss_function(ClassifySettings(consistency=2.0), np.eye(3, dtype=bool), multi_label=multi_label)
-        mean = (loss({"logits": some}, rows) + loss({"logits": others}, rows)) / 2
-        both = loss({"logits": torch.cat([some, others])}, rows)
-        assert float(both) == pytest.approx(float(mean + 2.0 * expected / rows.numel()), rel=1e-5)
-
-
-def test_consistency_makes_a_model_say_the_same_whatever_units_are_dropped(small_set: Artifact, tmp_path: Path) -> None:
-    import torch
-
-    rows = read_split(small_set, "train")
-    base = write_tiny_bert(tmp_path / "base", [row.text for row in rows], dropout=0.3)
-    apart, tokens = [], []
-    for weight in (0.0, 1.0):
-        settings = QUICK.model_copy(
-            update={"base_model": str(base), "learning_rate": 5e-3, "epochs": 8, "patience": 8, "consistency": weight}
-        )
-        adapter = train(job_of(small_set, tmp_path / "out", settings), progress=ignore)
-        tokens.append(adapter.manifest["effective"]["tokens"])
-        classifier = load_classifier(adapter)
-        found = indicators(classifier.predict([row.text for row in rows]), classifier.categories)
-        assert (found == indicators([row.labels for row in rows], classifier.categories)).all(axis=1).mean() > 0.6
-        batch = classifier.tokenizer([row.text for row in rows], padding=True, return_tensors="pt")
-        classifier.model.train()
-        torch.manual_seed(1)
-        with torch.no_grad():
-            first, second = (classifier.model(**batch).logits for _ in range(2))
-        apart.append(float(divergence(first, second, multi_label=False)))
-    assert apart[1] < 0.9 * apart[0]
-    assert tokens[0] == tokens[1], "a text that is seen twice is counted once"
 
 
 def test_a_decoder_classifies_by_its_last_token_and_comes_back_from_disk(small_set: Artifact, tmp_path: Path) -> None:
