@@ -38,7 +38,11 @@ def rows_to_fit(training_set: Artifact, *, refit: bool) -> tuple[list[Example], 
     rows, validation_rows = read_split(training_set, "train"), read_split(training_set, "validation")
     if not refit:
         return rows, validation_rows
-    splits: dict[Split, list[Example]] = {"train": validation_rows, "validation": [], "test": read_split(training_set, "test")}
+    splits: dict[Split, list[Example]] = {
+        "train": validation_rows,
+        "validation": [],
+        "test": read_split(training_set, "test"),
+    }
     pairs = leaked_pairs(splits, chats=training_set.manifest.get("task") == "generate")
     near = {pair.train.id for pair in pairs}
     return [*rows, *(row for row in validation_rows if row.id not in near)], []
