@@ -325,13 +325,14 @@ class EdgeCollection(Collection):
 
         words = None if self._schema is None else bm25(self._schema.language)
         where = _filter(conditions) if conditions else None
-        rescored = qe.SearchParams(quantization=qe.QuantizationSearchParams(rescore=True))  # by the whole vectors
+        few = self._shard.info().points_count <= _SEGMENT_POINTS // 2
+        whole = qe.SearchParams(quantization=qe.QuantizationSearchParams(ignore=few, rescore=True))
         requests, asked = [], []
         for number, query in enumerate(queries):
             if query.vector is not None:
                 asked.append((number, DENSE))
                 nearest = qe.Query.Nearest(query.vector.tolist(), using=DENSE)
-                requests.append(qe.QueryRequest(limit=limit, query=nearest, filter=where, params=rescored))
+                requests.append(qe.QueryRequest(limit=limit, query=nearest, filter=where, params=whole))
             if query.text is not None and words is not None:
                 asked.append((number, WORDS))
                 nearest = qe.Query.Nearest(words.embed_query(query.text), using=WORDS)
@@ -356,8 +357,9 @@ class EdgeCollection(Collection):
 def _config(dimension: int) -> qdrant_edge.EdgeConfig:
     """Everything on disk, through the page cache: what a process holds does not grow with the collection.
 
-    Vectors are compressed to 4 bits a dimension and all of them compared, without a graph (HNSW): for segments as small
-    as ours that takes as long as walking through a graph, misses less, and is written in a thirtieth of the time.
+    Vectors are compressed to 4 bits a dimension and all of them compared, the best of each segment again by the whole
+    ones, without a graph (HNSW): for segments as small as ours that takes as long as walking through a graph, misses
+    less, and is written in a thirtieth of the time. In small collections whole vectors are compared from the start.
     """
     import qdrant_edge as qe
 
