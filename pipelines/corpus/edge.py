@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,6 +232,11 @@ class EdgeCollection(Collection):
             if self._unindexed >= _SEGMENT_POINTS:
                 self.optimise()
 
+    @cached_property
+    def _few(self) -> bool:
+        """Whether whole vectors are searched: asked of the engine once an opening, not for every question."""
+        return int(self._shard.info().points_count) <= _SEGMENT_POINTS // 2
+
     @property
     def _unindexed(self) -> int:
         info = self._shard.info()
@@ -325,8 +331,7 @@ class EdgeCollection(Collection):
 
         words = None if self._schema is None else bm25(self._schema.language)
         where = _filter(conditions) if conditions else None
-        few = self._shard.info().points_count <= _SEGMENT_POINTS // 2
-        whole = qe.SearchParams(quantization=qe.QuantizationSearchParams(ignore=few, rescore=True))
+        whole = qe.SearchParams(quantization=qe.QuantizationSearchParams(ignore=self._few, rescore=True))
         requests, asked = [], []
         for number, query in enumerate(queries):
             if query.vector is not None:

@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 
 from pipelines.artifacts import Artifact
 from pipelines.errors import ConfigError, TrainingError
-from pipelines.labels.examples import Example
+from pipelines.labels.examples import Example, read_split
 from pipelines.training.checkpoints import KEPT
-from pipelines.training.dataset import rows_to_fit
 from pipelines.training.lora import bf16_is_faster, with_adapter
 from pipelines.training.settings import FineTuneSettings, GenerateSettings
 
@@ -125,8 +124,8 @@ def estimate(settings: FineTuneSettings, training_set: Artifact, base: Path, *, 
     Raises:
         ConfigError: not even one example at once fits into what is free.
     """
-    rows, validation_rows = rows_to_fit(training_set, refit=False)
-    counted = [*rows, *validation_rows] if settings.refit else rows
+    rows = read_split(training_set, "train")
+    counted = [*rows, *read_split(training_set, "validation")] if settings.refit else rows
     lengths = _lengths(settings, counted, base)
     longest = max(lengths, default=1)
     seen = len(rows) + (len(counted) if settings.refit else 0)  # in an epoch, of each training
